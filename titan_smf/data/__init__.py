@@ -1,0 +1,1 @@
+"""From text to batches: tokenizers, token shards, packing, and an invented world."""

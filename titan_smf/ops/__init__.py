@@ -1,0 +1,1 @@
+"""Pure tensor operations: product-key search, embedding bags, row gradients."""
