@@ -1,0 +1,178 @@
+"""The sections of a run's configuration: torchtitan's, extended, and our own.
+
+A docstring under a field says what it is, its unit, why the default, and where a published value
+comes from. `titan_smf.config` reads, checks and saves them.
+"""
+
+# No `from __future__ import annotations` here: the field types must be types, not text.
+from dataclasses import dataclass, field
+from typing import Literal
+
+from titan_smf.runtime import prepare_torchtitan
+
+prepare_torchtitan()  # before anything imports torchtitan
+
+import torchtitan.config.job_config as titan  # noqa: E402
+
+
+@dataclass
+class Model(titan.Model):
+    name: Literal["memory_llama"] = "memory_llama"
+    """The architecture: torchtitan's Llama whose chosen feed-forward blocks are memory layers."""
+
+    flavor: str = "debug"
+    """A named set of sizes; the settings below and `[memory]` override single ones of them."""
+
+    dim: int | None = None
+    """Model dimension; none = the flavor's, as for every size in this section."""
+
+    n_layers: int | None = None
+    """Number of Transformer blocks."""
+
+    n_heads: int | None = None
+    """Number of attention heads; divides `dim`."""
+
+    n_kv_heads: int | None = None
+    """Number of key/value heads (grouped-query attention); divides `n_heads`."""
+
+    ffn_dim: int | None = None
+    """Hidden dimension of the feed-forward blocks."""
+
+    rope_theta: float | None = None
+    """Base of the rotary position embedding."""
+
+    attn_type: Literal["sdpa", "flex"] | None = None
+    """Attention: "flex" keeps it within documents; "sdpa" runs over the whole packed sequence."""
+
+
+@dataclass
+class Training(titan.Training):
+    dtype: Literal["bfloat16", "float32", "float64"] = "float32"
+    """Type of parameters, gradients and optimizer state; "float64" is for exactness checks."""
+
+    mixed_precision_param: Literal["bfloat16", "float32", "float64"] = "bfloat16"
+    """Type in which blocks compute; the value table keeps `memory.value_dtype`."""
+
+    mixed_precision_reduce: Literal["float32", "float64"] = "float32"
+    """Type in which gradients are summed over ranks."""
+
+
+@dataclass
+class Metrics(titan.Metrics):
+    enable_tensorboard: bool = True
+    """Also write the metrics of `metrics.jsonl` for TensorBoard."""
+
+
+@dataclass
+class Checkpoint(titan.Checkpoint):
+    folder: str = "checkpoints"
+    """Folder of the checkpoints, inside `job.dump_folder`."""
+
+    last_save_model_only: bool = False
+    """Save only the model at the end; such a run cannot be resumed, therefore off."""
+
+    keep_latest_k: int = 3
+    """Number of newest checkpoints to keep, 0 = all; older ones go once a newer one is complete."""
+
+
+@dataclass
+class Validation(titan.Validation):
+    freq: int = 100
+    """Steps between two validations; each costs `steps` forward passes."""
+
+    steps: int = 10
+    """Batches of one validation on every rank; -1 = all validation data once."""
+
+
+@dataclass
+class Memory:
+    layers: list[int] | None = None
+    """Blocks whose feed-forward is a memory layer, counted from 0; [] = a plain dense Llama;
+    none = the flavor's, as for every size in this section. The paper's 1.3B model: [12] of 22."""
+
+    n_keys: int | None = None
+    """Half-keys per head and half; the table has `n_keys ** 2` slots. Published: 1024."""
+
+    heads: int | None = None
+    """Query heads, each with keys of its own; their results are summed. Published: 4."""
+
+    k: int | None = None
+    """Slots retrieved per token and head. Published: 32."""
+
+    k_dim: int | None = None
+    """Dimension of a query, both halves together, so even. Published: 512 (reference code); half
+    the value dimension in Memory Layers at Scale (arXiv 2412.09764)."""
+
+    v_dim: int | None = None
+    """Dimension of a value, the row of a slot. Published: 1024, or the model dimension."""
+
+    share_values: bool | None = None
+    """One table read by all memory layers (Memory Layers at Scale) rather than one each."""
+
+    qk_norm: bool | None = None
+    """Normalise queries and keys; Memory Layers at Scale uses it "when needed"."""
+
+    value_lr: float = 1e-3
+    """Learning rate of the values, multiplied by the schedule as `optimizer.lr` is for the rest.
+    Published: 0.001 beside 1e-4 for the rest of the model."""
+
+    value_weight_decay: float = 0.0
+    """Weight decay of the values. The paper is silent; 0 leaves rows that no token reads as they
+    are."""
+
+    value_dtype: Literal["float32", "bfloat16", "float64"] = "float32"
+    """Type of the value table; "bfloat16" halves its memory, "float64" is for exactness checks."""
+
+
+@dataclass
+class Tokenizer:
+    name: str = ""
+    """A named encoding: "bytes" (needs no file) or one of tiktoken's, such as "cl100k_base"."""
+
+    path: str = ""
+    """A tiktoken rank file, instead of a name; Llama 3's `tokenizer.model` is one."""
+
+    pattern: str = ""
+    """Regular expression that splits text before merging; "" = the one of the encoding, or
+    Llama 3's for a rank file."""
+
+
+@dataclass
+class Source:
+    path: str
+    """Token shards written by `tools/prepare_data.py`, or text, prepared on first use."""
+
+    weight: float = 1.0
+    """Share of the samples that come from this source, relative to the other sources' weights."""
+
+    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012  a class attribute that pydantic reads
+
+
+@dataclass
+class Data:
+    sources: list[Source] = field(default_factory=list)
+    """What to train on; samples are drawn from the sources in proportion to their weights."""
+
+    validation: str = ""
+    """Token shards or text for the validation loss."""
+
+    cache: str = ""
+    """Folder for text prepared on first use; "" = `~/.cache/titan_smf`."""
+
+
+@dataclass
+class JobConfig(titan.JobConfig):
+    """All settings of a run. `where` maps the settings that were given to the place they come from
+    (a file, `command line`); it is no setting, and equality ignores it."""
+
+    model: Model = field(default_factory=Model)
+    training: Training = field(default_factory=Training)
+    metrics: Metrics = field(default_factory=Metrics)
+    checkpoint: Checkpoint = field(default_factory=Checkpoint)
+    validation: Validation = field(default_factory=Validation)
+    memory: Memory = field(default_factory=Memory)
+    tokenizer: Tokenizer = field(default_factory=Tokenizer)
+    data: Data = field(default_factory=Data)
+
+    def __post_init__(self) -> None:
+        self.where: dict[str, str] = {}
