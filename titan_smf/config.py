@@ -23,6 +23,7 @@ from titan_smf.config_sections import (
     Memory,
     Metrics,
     Model,
+    Parallelism,
     Source,
     Tokenizer,
     Training,
@@ -37,6 +38,7 @@ __all__ = [
     "Memory",
     "Metrics",
     "Model",
+    "Parallelism",
     "Source",
     "Tokenizer",
     "Training",
@@ -46,6 +48,7 @@ __all__ = [
     "get",
     "load_config",
     "save_resolved",
+    "unsupported",
 ]
 
 _SHARD_INSTEAD = "split the model and its table over more ranks instead, as FSDP does by default"
@@ -54,7 +57,13 @@ _SHARD_INSTEAD = "split the model and its table over more ranks instead, as FSDP
 _UNSUPPORTED = {
     "job.config_file": "name the file on the command line, --job.config FILE",
     "job.save_config_file": "config.toml is always saved in job.dump_folder",
+    "job.print_config": "config.toml is always saved in job.dump_folder",
     "job.custom_config_module": "the sections are those of titan_smf/config_sections.py",
+    "profiling.enable_memory_snapshot": "measure with profiling.enable_profiling",
+    "profiling.save_memory_snapshot_folder": "measure with profiling.enable_profiling",
+    "metrics.disable_color_printing": "nothing is printed in colour",
+    "metrics.save_for_all_ranks": "metrics are those of all ranks together",
+    "metrics.enable_wandb": "read metrics.jsonl or TensorBoard's files",
     "model.hf_assets_path": "name the tokenizer in [tokenizer]",
     "model.tokenizer_path": "name the tokenizer in [tokenizer]",
     "model.converters": "set training.mixed_precision_param for a faster type",
@@ -72,7 +81,11 @@ _UNSUPPORTED = {
     "parallelism.context_parallel": "use a shorter training.seq_len, or full activation_checkpoint",
     "parallelism.expert_": "there are no experts",
     "checkpoint.enable_ft_dataloader_checkpoints": "the data position is always saved",
+    "checkpoint.initial_load_model_only": "to go on with a run, start it again as it was started",
     "checkpoint.initial_load_in_hf": "start from a checkpoint of this project",
+    "checkpoint.exclude_from_loading": "a run resumes whole, another run's weights come alone",
+    "checkpoint.enable_first_step_checkpoint": "set checkpoint.interval to try saving early",
+    "checkpoint.last_save_model_only": "the last checkpoint can be resumed, as each one can",
     "checkpoint.last_save_in_hf": "checkpoints are safetensors files already",
     "checkpoint.export_dtype": "checkpoints keep the types of training",
     "checkpoint.async_mode": "checkpoints are complete before training goes on",
@@ -138,14 +151,14 @@ Condition = tuple[str, bool, str]  # (key, whether it can be used, what is allow
 def _supported(config: JobConfig) -> Iterator[Condition]:
     default = JobConfig()
     for key in settings_of(JobConfig):
-        instead = _unsupported(key)
+        instead = unsupported(key)
         if instead is not None:
             expected = get(default, key)
             yield key, get(config, key) == expected, f"{expected!r}; {instead}"
 
 
-def _unsupported(key: str) -> str | None:
-    """What to do instead of giving this setting; none if it can be given."""
+def unsupported(key: str) -> str | None:
+    """What to do instead of giving this setting; None where it can be given."""
     return next((why for start, why in _UNSUPPORTED.items() if key.startswith(start)), None)
 
 
@@ -296,7 +309,7 @@ def save_resolved(config: JobConfig, path: str | Path) -> None:
     tables: dict[str, Any] = {}
     for key in settings_of(JobConfig):
         value = get(config, key)
-        if value is not None and _unsupported(key) is None:
+        if value is not None and unsupported(key) is None:
             *sections, name = key.split(".")
             table = reduce(lambda outer, section: outer.setdefault(section, {}), sections, tables)
             table[name] = value

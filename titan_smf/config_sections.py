@@ -68,11 +68,26 @@ class Checkpoint(titan.Checkpoint):
     folder: str = "checkpoints"
     """Folder of the checkpoints, inside `job.dump_folder`."""
 
+    initial_load_path: str | None = None
+    """Another run's folder, or one of its checkpoints, whose weights start this run; ignored once
+    this run has a checkpoint of its own."""
+
     last_save_model_only: bool = False
     """Save only the model at the end; such a run cannot be resumed, therefore off."""
 
     keep_latest_k: int = 3
     """Number of newest checkpoints to keep, 0 = all; older ones go once a newer one is complete."""
+
+
+@dataclass
+class Parallelism(titan.Parallelism):
+    data_parallel_replicate_degree: int = 1
+    """Copies of the model (HSDP). Each is split over the remaining ranks, 2 or more, best those of
+    one node: the value table's lookups stay inside a copy."""
+
+    data_parallel_shard_degree: int = -1
+    """Ranks over which a copy of the model and its value table are split (FSDP); -1 = all ranks
+    that the number of copies leaves."""
 
 
 @dataclass
@@ -169,6 +184,7 @@ class JobConfig(titan.JobConfig):
     training: Training = field(default_factory=Training)
     metrics: Metrics = field(default_factory=Metrics)
     checkpoint: Checkpoint = field(default_factory=Checkpoint)
+    parallelism: Parallelism = field(default_factory=Parallelism)
     validation: Validation = field(default_factory=Validation)
     memory: Memory = field(default_factory=Memory)
     tokenizer: Tokenizer = field(default_factory=Tokenizer)
