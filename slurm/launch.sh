@@ -1,0 +1,56 @@
+# Sourced by the job scripts. `launch CONFIG PROGRAM [OVERRIDE...]` runs PROGRAM, a script or
+# `-m module`, under torchrun on every node; all that it needs to know comes from $SLURM_*.
+set -euo pipefail
+cd "$SLURM_SUBMIT_DIR"
+if [ -z "${VIRTUAL_ENV:-}${CONDA_PREFIX:-}" ] && [ -f .venv/bin/activate ]; then
+  source .venv/bin/activate
+fi
+
+# The address, not the name, of the first node: names need not resolve on compute nodes.
+first_node_address() {
+  local node
+  node=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+  scontrol show node "$node" | grep -o 'NodeAddr=[^ ]*' | cut -d = -f 2
+}
+
+# One process a GPU; on nodes without GPUs one process a task CPU.
+processes_per_node() {
+  if [ "${SLURM_GPUS_ON_NODE:-0}" -gt 0 ]; then
+    echo "$SLURM_GPUS_ON_NODE"
+  else
+    echo "${SLURM_CPUS_PER_TASK:-1}"
+  fi
+}
+
+launch() {
+  local config=$1 program=("$2") stopping=0 code=0
+  shift 2
+  if [ "${program[0]}" = -m ]; then
+    program+=("$1")
+    shift
+  fi
+  case " $* " in *" --job.config "*) ;; *) set -- --job.config "$config" "$@" ;; esac
+
+  # A program that is asked to stop may write a checkpoint before it is killed.
+  export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-240}
+  export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
+  srun --kill-on-bad-exit=1 torchrun \
+    --nnodes "$SLURM_JOB_NUM_NODES" \
+    --nproc_per_node "$(processes_per_node)" \
+    --rdzv_backend c10d \
+    --rdzv_endpoint "$(first_node_address):$((20000 + SLURM_JOB_ID % 20000))" \
+    --rdzv_id "$SLURM_JOB_ID-${SLURM_RESTART_COUNT:-0}" \
+    "${program[@]}" "$@" &
+  local step=$!
+
+  # SLURM sends USR1 ahead of the time limit to this shell only: pass it on as a stop request.
+  trap 'stopping=1; scancel --signal=TERM "$SLURM_JOB_ID.0"' USR1
+  while kill -0 "$step" 2>/dev/null; do
+    wait "$step" && code=0 || code=$?
+  done
+  if [ "$stopping" = 1 ]; then
+    echo "stopped ahead of the time limit; requeued to go on from the last checkpoint"
+    scontrol requeue "$SLURM_JOB_ID"
+  fi
+  return "$code"
+}

@@ -1,0 +1,94 @@
+"""Pretraining gives the same losses for every placement and number of ranks."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.launch import run_on_ranks
+
+ROOT = Path(__file__).parent.parent
+CONFIG = ROOT / "train_configs/debug_pretrain.toml"
+EXACT = {
+    "training.dtype": "float64",
+    "training.mixed_precision_param": "float64",
+    "training.mixed_precision_reduce": "float64",
+    "memory.value_dtype": "float64",
+}
+SHORT = {
+    "training.steps": 4,
+    "lr_scheduler.warmup_steps": 2,
+    "checkpoint.enable": "false",
+    "validation.freq": 2,
+    "metrics.enable_tensorboard": "false",
+}
+HSDP = {"parallelism.data_parallel_replicate_degree": 2}
+
+
+def arguments(folder: Path, settings: dict[str, Any]) -> list[str]:
+    words = ["--job.config", str(CONFIG), "--job.dump_folder", str(folder)]
+    for key, value in settings.items():
+        words += [f"--{key}", str(value)]
+    return words
+
+
+def train(rank: int, ranks: int, folder: str, runs: dict[str, dict[str, Any]]) -> None:
+    """Run several trainings one after another in one process group."""
+    from titan_smf.config import check, load_config
+    from titan_smf.trainer import Trainer
+
+    for name, settings in runs.items():
+        config = load_config(arguments(Path(folder) / name, settings))
+        check(config, ranks)
+        trainer = Trainer(config)
+        trainer.train()
+        trainer.close()
+
+
+def metrics(folder: Path, name: str = "loss") -> list[float]:
+    lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+    return [line[name] for line in lines if name in line]
+
+
+MODELS: dict[str, dict[str, Any]] = {
+    "one_layer": {},
+    "shared_table": {"memory.layers": "[1, 2]"},
+    "table_each": {"memory.layers": "[1, 2]", "memory.share_values": "false"},
+    "plain_keys": {"memory.qk_norm": "false", "memory.heads": 1, "memory.n_keys": 37},
+    "dense": {"memory.layers": "[]"},
+}
+
+
+@pytest.fixture(scope="module")
+def exact_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Every model on 1, 2 and 4 ranks and on HSDP 2x2, in float64."""
+    folder = tmp_path_factory.mktemp("exact")
+    models = {name: SHORT | EXACT | settings for name, settings in MODELS.items()}
+    for ranks in (1, 2, 4):
+        run_on_ranks(train, ranks, str(folder / f"{ranks}"), models, timeout=300)
+    hsdp = {name: settings | HSDP for name, settings in models.items()}
+    run_on_ranks(train, 4, str(folder / "2x2"), hsdp, timeout=300)
+    return folder
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("placement", ["2", "4", "2x2"])
+def test_losses_and_gradient_norms_do_not_depend_on_the_placement(
+    exact_runs: Path, placement: str, model: str
+) -> None:
+    for name in ("loss", "grad_norm", "evaluation/validation/loss"):
+        one = metrics(exact_runs / "1" / model, name)
+        several = metrics(exact_runs / placement / model, name)
+        assert len(one) == (2 if name.startswith("evaluation") else 4)
+        assert several == pytest.approx(one, rel=0, abs=1e-10)
+
+
+def test_slot_usage_does_not_depend_on_the_placement(exact_runs: Path) -> None:
+    for model in MODELS.keys() - {"dense"}:
+        one = metrics(exact_runs / "1" / model, "memory/slots_used_fraction")
+        assert 0 < one[0] <= 1
+        for placement in ("2", "4", "2x2"):
+            folder = exact_runs / placement / model
+            assert metrics(folder, "memory/slots_used_fraction") == one
+            kl = metrics(exact_runs / "1" / model, "memory/usage_kl")
+            assert metrics(folder, "memory/usage_kl") == pytest.approx(kl, abs=1e-12)

@@ -1,0 +1,34 @@
+"""Train a model as a configuration says: `python -m titan_smf.train --job.config FILE`.
+
+Under torchrun every process runs this; launched plainly it is a run on one process. Exit codes: 0
+done, 2 a mistake in what was given, 75 stopped on request with a checkpoint to go on from.
+"""
+
+import sys
+from collections.abc import Sequence
+
+from titan_smf.help import print_help
+
+
+def main(argv: Sequence[str]) -> int:
+    """Train to the last step of the configuration in `argv`; returns the exit code."""
+    from titan_smf.config import check, load_config
+    from titan_smf.runtime import EXIT_STOPPED, world_size
+    from titan_smf.trainer import Trainer
+
+    config = load_config(argv)
+    check(config, world_size())
+    trainer = Trainer(config)
+    try:
+        done = trainer.train()
+    finally:
+        trainer.close()
+    return 0 if done else EXIT_STOPPED
+
+
+if __name__ == "__main__":
+    if print_help(sys.argv[1:]):
+        sys.exit(0)
+    from titan_smf.runtime import run_entry_point
+
+    sys.exit(run_entry_point(main, sys.argv[1:]))

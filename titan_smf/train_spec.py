@@ -1,0 +1,124 @@
+"""The parts that torchtitan's Trainer builds a run from, for one configuration."""
+
+import copy
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from titan_smf.config import JobConfig
+from titan_smf.data.loader import TokenLoader, WeightedShards
+from titan_smf.data.sources import open_source
+from titan_smf.data.tokenizer import Tokenizer, load_tokenizer
+from titan_smf.errors import ConfigError
+from titan_smf.metrics import RunMetrics
+from titan_smf.model.llama import FLAVORS, MemoryLlama, MemoryLlamaArgs
+from titan_smf.model.parallelize import parallelize
+
+# isort: split
+from torchtitan.components.loss import IGNORE_INDEX
+from torchtitan.components.lr_scheduler import build_lr_schedulers
+from torchtitan.components.optimizer import OptimizersContainer
+from torchtitan.protocols.train_spec import TrainSpec
+
+_VOCABULARY_MULTIPLE = 64  # matrix products are faster on round sizes; the extra ids never occur
+
+
+def build_train_spec(config: JobConfig) -> TrainSpec:
+    """Everything torchtitan asks for, bound to `config`.
+
+    Raises:
+        ConfigError, DataError: the tokenizer, the data or the model cannot be built as asked.
+    """
+    settings = config.tokenizer
+    tokenizer = load_tokenizer(settings.name, settings.path, settings.pattern)
+    args = model_args(config, tokenizer)
+
+    def build_dataloader(dp_world_size: int, dp_rank: int, **_: Any) -> TokenLoader:
+        shards = [
+            WeightedShards(
+                source.path,
+                open_source(source.path, tokenizer, config.data.cache),
+                source.weight,
+            )
+            for source in config.data.sources
+        ]
+        return TokenLoader(
+            shards,
+            seq_len=config.training.seq_len,
+            local_batch_size=config.training.local_batch_size,
+            dp_rank=dp_rank,
+            dp_world_size=dp_world_size,
+            seed=config.debug.seed or 0,
+        )
+
+    return TrainSpec(
+        model_cls=MemoryLlama,
+        model_args={config.model.flavor: args},
+        parallelize_fn=parallelize,
+        pipelining_fn=None,
+        build_optimizers_fn=lambda models, *_: AdamWithValues(models[0], config),
+        build_lr_schedulers_fn=build_lr_schedulers,
+        build_dataloader_fn=build_dataloader,  # type: ignore[arg-type]
+        build_tokenizer_fn=lambda *_: tokenizer,  # type: ignore[arg-type]
+        build_loss_fn=_build_loss,
+        build_metrics_processor_fn=lambda config, dims, *_: RunMetrics(config, dims),
+    )
+
+
+def model_args(config: JobConfig, tokenizer: Tokenizer) -> MemoryLlamaArgs:
+    """The flavor's sizes with the settings of `config` over them and the tokenizer's vocabulary."""
+    if config.model.flavor not in FLAVORS:
+        raise ConfigError("model.flavor", config.model.flavor, ", ".join(FLAVORS))
+    args = copy.deepcopy(FLAVORS[config.model.flavor])
+    args.vocab_size = -(-tokenizer.n_vocab // _VOCABULARY_MULTIPLE) * _VOCABULARY_MULTIPLE
+    args.eos_id = tokenizer.eos_id
+    args.update_from_config(config)
+    return args
+
+
+class AdamWithValues(OptimizersContainer):
+    """Adam or AdamW in two groups: the value tables with a rate of their own, and the rest."""
+
+    def __init__(self, model: MemoryLlama, config: JobConfig) -> None:
+        settings = config.optimizer
+        shared = {
+            "lr": settings.lr,
+            "betas": (settings.beta1, settings.beta2),
+            "eps": settings.eps,
+            "weight_decay": settings.weight_decay,
+            "fused": settings.implementation == "fused",
+            "foreach": settings.implementation == "foreach",
+        }
+        values = [p for p in model.tables.parameters() if p.requires_grad]
+        rest = [p for p in model.parameters() if p.requires_grad and all(p is not v for v in values)]
+        groups: list[dict[str, Any]] = [{"params": rest}]
+        if values:
+            memory = config.memory
+            decay = memory.value_weight_decay
+            groups.append({"params": values, "lr": memory.value_lr, "weight_decay": decay})
+        self.model_parts = [model]
+        self.optimizers = [getattr(torch.optim, settings.name)(groups, **shared)]
+        self._post_init(rest + values, shared)
+
+
+def _build_loss(job_config: JobConfig, **_: Any) -> Any:
+    if job_config.compile.enable and "loss" in job_config.compile.components:
+        return torch.compile(summed_cross_entropy, backend=job_config.compile.backend)
+    return summed_cross_entropy
+
+
+def summed_cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Cross entropy in nats, summed over target tokens, in float32 or the wider type of `logits`.
+
+    Args:
+        logits: (B, S, vocabulary).
+        labels: (B, S) token ids; IGNORE_INDEX where there is no target.
+    """
+    wide = torch.promote_types(logits.dtype, torch.float32)
+    return F.cross_entropy(
+        logits.flatten(0, 1).to(wide),
+        labels.flatten(),
+        reduction="sum",
+        ignore_index=IGNORE_INDEX,
+    )

@@ -1,0 +1,312 @@
+"""torchtitan's Trainer with memory layers: our step, data, metrics, validation and checkpoints.
+
+    batch -> forward, backward (per micro-batch) -> table gradients over replicas
+          -> clip by the global norm -> optimizer -> schedule -> metrics -> checkpoint
+
+torchtitan builds the model, the meshes, the optimizers and the schedule; the loop here is its loop
+with four additions: table gradients are reduced over replicas, accesses are counted, a stop request
+is agreed on by all ranks, and checkpoints are committed (`checkpoint.py`).
+"""
+
+import dataclasses
+import logging
+import uuid
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from titan_smf.checkpoint import Checkpointer, find_checkpoint
+from titan_smf.config import JobConfig, save_resolved
+from titan_smf.data.loader import Batch, validation_batches
+from titan_smf.data.sources import open_source
+from titan_smf.errors import CheckpointError, ConfigError
+from titan_smf.metrics import RunMetrics, read_metrics
+from titan_smf.model.llama import MemoryLlama, parameter_counts
+from titan_smf.runtime import StopRequest, prepare_torchtitan
+from titan_smf.sparse.accesses import AccessCounter, slots_used_fraction, usage_kl
+from titan_smf.train_spec import build_train_spec
+
+prepare_torchtitan()
+
+import torchtitan.train  # noqa: E402
+from torchtitan.components.loss import IGNORE_INDEX  # noqa: E402
+from torchtitan.distributed import utils as dist_utils  # noqa: E402
+from torchtitan.protocols.train_spec import register_train_spec  # noqa: E402
+from torchtitan.tools.profiling import maybe_enable_profiling  # noqa: E402
+
+logger = logging.getLogger("titan_smf")
+
+class Trainer(torchtitan.train.Trainer):
+    """One training run on all ranks, from the first batch or a checkpoint to the last step."""
+
+    job_config: JobConfig
+    metrics_processor: RunMetrics
+
+    def __init__(self, job_config: JobConfig) -> None:
+        # torchtitan looks the parts up by the model's name; each run registers its own.
+        name = f"{job_config.model.name}-{uuid.uuid4()}"
+        register_train_spec(name, build_train_spec(job_config))
+        # torchtitan's own checkpoints, TensorBoard and validation are replaced by ours.
+        super().__init__(
+            dataclasses.replace(
+                job_config,
+                model=dataclasses.replace(job_config.model, name=name),
+                checkpoint=dataclasses.replace(job_config.checkpoint, enable=False),
+                metrics=dataclasses.replace(job_config.metrics, enable_tensorboard=False),
+                validation=dataclasses.replace(job_config.validation, enable=False),
+            )
+        )
+        self.job_config = job_config
+        self.folder = Path(job_config.job.dump_folder)
+        model = self.model_parts[0]
+        assert isinstance(model, MemoryLlama)
+        self.model = model
+        if job_config.training.mixed_precision_param != "bfloat16":
+            self.maybe_enable_amp = torch.autocast(self.device.type, enabled=False)
+        self.accesses = [
+            AccessCounter(table.num_local_rows, self.device) for table in model.tables
+        ]
+        self.checkpoints = Checkpointer(
+            self.folder / job_config.checkpoint.folder,
+            model,
+            self.optimizers,
+            {"trainer": self, "schedule": self.lr_schedulers, "data": self.dataloader},
+            identity=self._identity(),
+            keep=job_config.checkpoint.keep_latest_k,
+        )
+        self.validation_shards = (
+            open_source(job_config.data.validation, self.tokenizer, job_config.data.cache)
+            if job_config.validation.enable
+            else None
+        )
+        self._print_sizes()
+
+    def train(self) -> bool:
+        """Run to the last step; False if a stop request ended the run before it."""
+        config = self.job_config
+        self._restore()
+        tensorboard = self.folder / config.metrics.save_tb_folder
+        self.metrics_processor.start(
+            self.folder,
+            self.step,
+            config.training.steps,
+            tensorboard if config.metrics.enable_tensorboard else None,
+        )
+        if dist.get_rank() == 0:
+            save_resolved(config, self.folder / "config.toml")
+        if self.step >= config.training.steps:
+            logger.info("Nothing to do: step %d of %d", self.step, config.training.steps)
+            return True
+        self.stop = StopRequest()
+        try:
+            with maybe_enable_profiling(
+                config.profiling, global_step=self.step, base_folder=str(self.folder)
+            ) as profiler:
+                return self._loop(profiler)
+        finally:
+            self.stop.restore()
+
+    def _loop(self, profiler: Any) -> bool:
+        config = self.job_config
+        batches = self.batch_generator(self.dataloader)
+        first = self.step + 1
+        while self.step < config.training.steps:
+            self.step += 1
+            self.gc_handler.run(self.step)
+            with self.metrics_processor.timed_step():
+                values, stop = self.train_step(batches)
+            last = self.step == config.training.steps
+            if config.validation.enable and (last or self.step % config.validation.freq == 0):
+                values |= self.validate()
+            if values:
+                self.metrics_processor.record(self.step, values)
+            if config.checkpoint.enable and not config.checkpoint.load_only:
+                if last or stop or self.step % config.checkpoint.interval == 0:
+                    self.checkpoints.save(self.step)
+            if stop and not last:
+                logger.info("Stopped on request after step %d", self.step)
+                return False
+            if profiler:
+                profiler.step()
+            if self.step == first:
+                # Start-up and compilation are over: a rank that is lost is noticed sooner.
+                dist_utils.set_pg_timeouts(
+                    timedelta(seconds=config.comm.train_timeout_seconds), self.parallel_dims
+                )
+        return True
+
+    def train_step(  # type: ignore[override]
+        self, data_iterator: Iterator[Batch]
+    ) -> tuple[dict[str, float], bool]:
+        """One optimizer step on one global batch.
+
+        Returns:
+            the step's metrics (empty between logged steps), and whether any rank was asked to stop.
+        """
+        self.optimizers.zero_grad()
+        logged = self.metrics_processor.should_log(self.step)
+        lr = self.lr_schedulers.schedulers[0].get_last_lr()[0]
+        batches = [next(data_iterator) for _ in range(self.gradient_accumulation_steps)]
+        targets = sum(int((labels != IGNORE_INDEX).sum()) for _, labels in batches)
+        sums = torch.tensor([targets, int(self.stop.requested)], device=self.device)
+        dist.all_reduce(sums)
+        global_targets, stop = sums.tolist()
+        losses = []
+        for inputs, labels in batches:
+            loss, accesses = self._forward(inputs, labels)
+            loss = loss / global_targets
+            loss.backward()
+            losses.append(loss.detach())
+            if logged:
+                self._count(accesses)
+        for table in self.model.tables:
+            table.reduce_replica_gradients()
+        grad_norm = dist_utils.clip_grad_norm_(
+            self.model.parameters(), self.job_config.training.max_norm, foreach=True
+        )
+        self.optimizers.step()
+        self.lr_schedulers.step()
+        if not logged:
+            return {}, bool(stop)
+        loss = torch.stack(losses).sum()
+        dist.all_reduce(loss)
+        values = {"loss": loss.item(), "grad_norm": grad_norm.item(), "lr": lr}
+        return values | self._usage() | self.metrics_processor.speed(), bool(stop)
+
+    @torch.no_grad()
+    def validate(self) -> dict[str, float]:
+        """Mean loss a token over the first `validation.steps` batches of the validation data."""
+        self.model.eval()
+        sums = torch.zeros(2, dtype=torch.float64, device=self.device)
+        for inputs, labels in self._validation_batches():
+            loss, _ = self._forward(inputs, labels)
+            sums += torch.stack([loss, (labels != IGNORE_INDEX).sum().to(loss)]).double()
+        dist.all_reduce(sums)
+        self.model.train()
+        return {"evaluation/validation/loss": (sums[0] / sums[1]).item()}
+
+    def _validation_batches(self) -> Iterator[Batch]:
+        training, settings = self.job_config.training, self.job_config.validation
+        global_batch = self.gradient_accumulation_steps * training.local_batch_size
+        assert self.validation_shards is not None
+        return validation_batches(
+            self.validation_shards,
+            settings.seq_len,
+            settings.local_batch_size,
+            dist.get_rank(),
+            dist.get_world_size(),
+            num_samples=max(settings.steps, 0) * global_batch * dist.get_world_size(),
+        )
+
+    def _forward(
+        self, inputs: dict[str, torch.Tensor], labels: torch.Tensor
+    ) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """Sum of the loss over this micro-batch's target tokens, and the accesses here."""
+        inputs = {name: value.to(self.device) for name, value in inputs.items()}
+        tokens, labels, _, masks = self.post_dataloading_process(inputs, labels.to(self.device))
+        with self.train_context(), self.maybe_enable_amp:
+            logits, accesses = self.model(tokens, **masks)
+            return self.loss_fn(logits, labels), accesses
+
+    def _count(self, accesses: list[torch.Tensor]) -> None:
+        memory = self.model.model_args.memory
+        for index, rows in enumerate(accesses):
+            self.accesses[0 if memory.share_values else index].add(rows)
+
+    def _usage(self) -> dict[str, float]:
+        """How the last global batch used the slots of all tables."""
+        if not self.accesses:
+            return {}
+        return {
+            "memory/slots_used_fraction": slots_used_fraction(self.accesses),
+            "memory/usage_kl": usage_kl(self.accesses),
+        }
+
+    def _restore(self) -> None:
+        """Go on from this run's newest checkpoint, start from given weights, or start anew."""
+        config = self.job_config.checkpoint
+        saved = self.checkpoints.latest() if config.enable else None
+        if config.load_step != -1:
+            self._check_load_step(config.load_step, saved)
+            saved = config.load_step
+        if saved is not None:
+            self.checkpoints.load(saved)
+            logger.info("Resumed from step %d in %s", saved, self.checkpoints.folder)
+            return
+        self._check_not_begun()
+        if config.initial_load_path:
+            path = find_checkpoint(Path(config.initial_load_path))
+            self.checkpoints.load_weights(path)
+            logger.info("Weights from %s", path)
+        else:
+            logger.info("Random initial weights, seed %d", self.model_args.seed)
+
+    def _check_load_step(self, step: int, latest: int | None) -> None:
+        if not self.job_config.checkpoint.enable:
+            raise ConfigError("checkpoint.load_step", step, "checkpoint.enable = true beside it")
+        if latest is not None and latest > step:
+            raise CheckpointError(
+                f"checkpoint.load_step {step}: {self.checkpoints.folder} holds the later step "
+                f"{latest}, which a restart would take; move later steps away, or start in "
+                "a new job.dump_folder with checkpoint.initial_load_path"
+            )
+
+    def _check_not_begun(self) -> None:
+        """A run that was past its first checkpoint must find one: never random weights instead."""
+        config = self.job_config.checkpoint
+        steps = [line["step"] for line in read_metrics(self.folder)]
+        if config.enable and steps and max(steps) > config.interval:
+            raise CheckpointError(
+                f"{self.folder} reached step {max(steps)}, but {self.checkpoints.folder} holds no "
+                "complete checkpoint; restore it, or give a new job.dump_folder to start anew"
+            )
+
+    def _identity(self) -> dict[str, Any]:
+        """What a checkpoint must share with this run to fit it."""
+        settings = dataclasses.asdict(self.model_args)
+        names = ("dim", "n_layers", "n_heads", "n_kv_heads", "ffn_dim", "rope_theta", "vocab_size")
+        return {
+            "model": {name: settings[name] for name in (*names, "memory")},
+            "tokenizer": {
+                "name": self.tokenizer.name,
+                "fingerprint": self.tokenizer.fingerprint,
+            },
+        }
+
+    def _print_sizes(self) -> None:
+        config, memory = self.job_config, self.model.model_args.memory
+        sizes = parameter_counts(self.model)
+        batch = self.gradient_accumulation_steps * config.training.local_batch_size
+        batch *= dist.get_world_size()
+        logger.info(
+            "%s on %d x %s", config.job.description, dist.get_world_size(), self.device.type
+        )
+        logger.info("Model: %s parameters, %s active", f"{sizes.total:,}", f"{sizes.active:,}")
+        for table in self.model.tables:
+            logger.info(
+                "Value table: %s slots x %d, %s rows and %.1f MiB on a rank; layers %s",
+                f"{memory.num_slots:,}",
+                memory.v_dim,
+                f"{table.num_local_rows:,}",
+                table.num_local_rows * memory.v_dim * table.values.element_size() / 2**20,
+                memory.layers,
+            )
+        logger.info(
+            "Batch: %d sequences of %d tokens in %d micro-batches; %d steps",
+            batch,
+            config.training.seq_len,
+            self.gradient_accumulation_steps,
+            config.training.steps,
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """The position of the run; torchtitan's token count is left to the data position."""
+        return {"step": self.step}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Set the position of the run."""
+        self.step = state_dict["step"]
