@@ -97,6 +97,7 @@ class MemoryLayer(nn.Module):
             table: holds the N values; every rank of its group calls forward together.
             counted: (B, S) bool, false for padding, which does not appear in the accesses.
         """
+        assert table.num_slots == self.n_keys**2, "a slot for every pair of half-keys"
         slots, weights = self.address(x)
         y, accesses = table(slots, weights, None if counted is None else counted.flatten())
         y = y.view(*x.shape[:-1], -1)

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.autograd.function import once_differentiable
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Placement, Replicate, Shard
 
@@ -217,7 +217,7 @@ class _RoutedLookup(torch.autograd.Function):
 
 
 def _gradients(
-    ctx: FunctionCtx, values: Tensor, rows: Tensor, offsets: Tensor, weights: Tensor, bags: Tensor
+    ctx: Any, values: Tensor, rows: Tensor, offsets: Tensor, weights: Tensor, bags: Tensor
 ) -> tuple[Tensor | None, Tensor | None]:
     """An owner's gradients of the values (R, V) and of the entries' weights (M,), as far as they
     are needed, from those of its bags (B, V)."""

@@ -1,0 +1,191 @@
+"""Which rank holds a slot, and the way of lookups there and back.
+
+    T tokens, K slots per token, V value dim, W ranks; seen from one rank:
+    M = T * K entries (token, slot, weight) of its own, P partial sums that come back to it
+    (pairs of one of its tokens and an owner of at least one of the token's slots)
+
+                       entries: row, weight, number per (token, owner)
+        tokens' rank  ------------------------------------------------->  owner
+        (T, K)        <-------------------------------------------------  (bags of rows)
+                       one partial sum (V) per (token, owner)
+
+The gradient takes the same way: gradients of outputs go to the owners, gradients of weights return.
+Sizes are exchanged first; reading them is the only time the host waits for the device.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor
+
+INDEX_BYTES = 4
+SIZES = 4
+
+
+class Wire:
+    """Exchanges tensors among the ranks of one group and counts the bytes that arrive."""
+
+    def __init__(self, group: dist.ProcessGroup) -> None:
+        self.group = group
+        self.rank = dist.get_rank(group)
+        self.world_size = dist.get_world_size(group)
+        self.bytes_received = 0
+
+    def exchange(self, tensor: Tensor, sent: list[int], received: list[int]) -> Tensor:
+        """Returns what all ranks sent to this one, in rank order, (sum(received), ...).
+
+        `tensor` (sum(sent), ...) holds what goes to rank 0, then what goes to rank 1 ...; its own
+        part is copied without touching the network. Travels as bytes: gloo knows few dtypes.
+        """
+        output = tensor.new_empty(sum(received), *tensor.shape[1:])
+        dist.all_to_all_single(
+            output.unsqueeze(-1).view(torch.uint8),
+            tensor.contiguous().unsqueeze(-1).view(torch.uint8),
+            output_split_sizes=received,
+            input_split_sizes=sent,
+            group=self.group,
+        )
+        entry_bytes = output.element_size() * output.shape[1:].numel()
+        self.bytes_received += (sum(received) - received[self.rank]) * entry_bytes
+        return output
+
+
+@dataclass(frozen=True)
+class Splits:
+    """How many entries and partial sums go to, or come from, each rank."""
+
+    entries_sent: list[int]
+    entries_received: list[int]
+    partials_sent: list[int]
+    partials_received: list[int]
+
+
+@dataclass(frozen=True)
+class Route:
+    """What a lookup's way there leaves behind on a rank, as the sender and as an owner."""
+
+    order: Tensor
+    """(T*K,) its own entries sorted by owner."""
+    token: Tensor
+    """(P,) the token of each partial sum that comes back to it."""
+    rows: Tensor
+    """(entries received,) int32: the local row that each entry asks this owner for."""
+    weights: Tensor
+    """(entries received,) their weights."""
+    offsets: Tensor
+    """(partial sums to send,) int32: the first entry of each."""
+    accesses: Tensor
+    """Local rows asked for by tokens that count."""
+    splits: Splits
+
+
+def rows_per_rank(num_slots: int, world_size: int) -> int:
+    """Returns how many rows each rank holds, save the last ones that may hold fewer or none: the
+    split of `torch.chunk` and of DTensor's `Shard(0)`."""
+    return -(-num_slots // world_size)
+
+
+def route_entries(
+    wire: Wire, slots: Tensor, weights: Tensor, counted: Tensor | None, num_slots: int
+) -> Route:
+    """Sends each entry to the owner of its slot. All ranks of the group call it together.
+
+    Args:
+        slots, weights: (T, K); T may differ among the ranks and be 0, K may not differ.
+        counted: (T,) bool, tokens that appear in the owners' `accesses`; None for all.
+    """
+    T, K = slots.shape
+    W = wire.world_size
+    block = rows_per_rank(num_slots, W)
+
+    # 1. Sort the entries by owner; within an owner they stay in the order of tokens.
+    owner_TK = slots // block
+    row_TK = (slots - owner_TK * block).to(torch.int32)
+    if counted is not None:  # an uncounted row travels as its complement, below zero
+        row_TK = torch.where(counted.unsqueeze(1), row_TK, ~row_TK)
+    order = owner_TK.flatten().to(torch.int32).sort(stable=True).indices
+    token_T = torch.arange(T, device=slots.device)
+    pair = (owner_TK * T + token_T.unsqueeze(1)).flatten()
+    counts_WT = slots.new_zeros(W * T).scatter_add_(0, pair, torch.ones_like(pair)).view(W, T)
+
+    # 2. Agree on sizes: per pair of ranks entries, tokens, partial sums, entries that count.
+    present_WT = counts_WT > 0
+    counting_WT = counts_WT if counted is None else counts_WT * counted
+    sizes = torch.stack(
+        [
+            counts_WT.sum(1),
+            torch.full_like(counts_WT.sum(1), T),
+            present_WT.sum(1),
+            counting_WT.sum(1),
+        ],
+        dim=1,
+    )
+    each = [1] * W
+    sizes_received = wire.exchange(sizes, each, each)
+    sent, received = torch.stack([sizes, sizes_received]).transpose(1, 2).tolist()
+    splits = Splits(sent[0], received[0], received[2], sent[2])
+
+    # 3. Send rows, weights, and how many entries each token has at the owner: its bag sizes.
+    rows = wire.exchange(row_TK.flatten()[order], sent[0], received[0])
+    weights = wire.exchange(weights.flatten()[order], sent[0], received[0])
+    count_dtype = torch.uint8 if K <= 255 else torch.int16
+    counts = wire.exchange(counts_WT.flatten().to(count_dtype), sent[1], received[1])
+
+    # 4. As an owner: entries that count, and the bags. Sizes are known, so nothing waits.
+    num_counted = sum(received[3])
+    accesses = rows
+    if num_counted < rows.shape[0]:
+        accesses = rows[torch.nonzero_static(rows >= 0, size=num_counted).squeeze(1)]
+        rows = torch.where(rows >= 0, rows, ~rows)
+    bags = torch.nonzero_static(counts, size=sum(received[2])).squeeze(1)
+    bag_sizes = counts[bags].to(torch.int32)
+    offsets = bag_sizes.cumsum(0, dtype=torch.int32) - bag_sizes
+
+    partials = torch.nonzero_static(present_WT.flatten(), size=sum(sent[2])).squeeze(1)
+    return Route(order, partials % max(T, 1), rows, weights, offsets, accesses, splits)
+
+
+def add_partials(wire: Wire, splits: Splits, token: Tensor, partials: Tensor, T: int) -> Tensor:
+    """Sends the owners' partial sums home and returns their sums in rank order, (T, V)."""
+    partials = wire.exchange(partials, splits.partials_sent, splits.partials_received)
+    if partials.shape[0] == 0:
+        return partials.new_zeros(T, partials.shape[1])
+    order = token.sort(stable=True).indices  # by token, then by rank of the owner
+    counts = token.new_zeros(T).scatter_add_(0, token, torch.ones_like(token))
+    return F.embedding_bag(order, partials, counts.cumsum(0) - counts, mode="sum")
+
+
+def spread_gradient(wire: Wire, splits: Splits, token: Tensor, gradient: Tensor) -> Tensor:
+    """Sends each output gradient (T, V) to the owners of its partial sums: one row per bag."""
+    return wire.exchange(gradient[token], splits.partials_received, splits.partials_sent)
+
+
+def return_weight_gradient(wire: Wire, splits: Splits, order: Tensor, gradient: Tensor) -> Tensor:
+    """Sends the owners' gradients of the weights home, (T*K,) in the order of the entries."""
+    gradient = wire.exchange(gradient, splits.entries_received, splits.entries_sent)
+    return torch.empty_like(gradient).index_copy_(0, order, gradient)
+
+
+def lookup_bytes(
+    tokens: int, slots_per_token: int, v_dim: int, world_size: int, activation_bytes: int
+) -> float:
+    """Returns the bytes one of W ranks receives from the others in the forward pass of a lookup.
+
+    For slots spread evenly over the ranks, T tokens on each, and weights and partial sums of b
+    bytes a number:
+
+        r T K (4 + b)  +  (W - 1) T c  +  (W - 1) f T V b  +  sizes
+        rows, weights     bag sizes       partial sums
+
+    r = (W - 1) / W is the share of entries from other ranks; c = 1 byte (2 if K > 255);
+    f = 1 - (1 - 1/W)**K is the chance that a token needs a given owner. The backward pass receives
+    the last term of it for the gradients of the outputs, and r T K b for those of the weights.
+    """
+    T, K, W, b = tokens, slots_per_token, world_size, activation_bytes
+    others = W - 1
+    needs_owner = 1 - (1 - 1 / W) ** K
+    entries = others / W * T * K * (INDEX_BYTES + b)
+    bag_sizes = others * T * (1 if K <= 255 else 2)
+    return entries + bag_sizes + others * needs_owner * T * v_dim * b + others * SIZES * 8
