@@ -1,0 +1,1 @@
+"""What the memory slots are used for: accesses and what is computed from them."""
