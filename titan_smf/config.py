@@ -2,7 +2,8 @@
 
 `load_config` reads and checks each value by itself, `check` what settings mean together, and
 `save_resolved` writes them all to a file that can be run again. Precedence: command line, file,
-default. Checks that need the model's sizes (a flavor's layers, slots) are made by the model.
+default. What only a part of the run can check, that part checks: a flavor's sizes the model, names
+and paths the tokenizer and the data.
 """
 
 import dataclasses
@@ -250,7 +251,7 @@ def _memory_conditions(config: JobConfig) -> Iterator[Condition]:
 
 
 def _data_conditions(config: JobConfig) -> Iterator[Condition]:
-    sources, tokenizer = config.data.sources, config.tokenizer
+    sources = config.data.sources
     yield (
         "data.sources",
         bool(sources) and all(s.path and 0 < s.weight < math.inf for s in sources),
@@ -261,9 +262,6 @@ def _data_conditions(config: JobConfig) -> Iterator[Condition]:
         bool(config.data.validation) or not config.validation.enable,
         "a path, because validation.enable is true",
     )
-    either = "one of tokenizer.name and tokenizer.path"
-    yield "tokenizer.name", bool(tokenizer.name or tokenizer.path), either
-    yield "tokenizer.path", not (tokenizer.name and tokenizer.path), f"only {either}"
 
 
 def _rank_conditions(config: JobConfig, world_size: int) -> Iterator[Condition]:

@@ -108,17 +108,22 @@ def check_known(key: str, value: Any, known: Sequence[str], source: str) -> None
     """Raise unless `key` is one of `known`; the message names the nearest one."""
     if key in known:
         return
-    name = key.rpartition(".")[2]
-    elsewhere = [other for other in known if other.rpartition(".")[2] == name]
-    cutoff = 0.0 if elsewhere else 0.6
-    nearest = difflib.get_close_matches(key, elsewhere or known, n=1, cutoff=cutoff)
-    section = key.partition(".")[0]
-    sections = list(dict.fromkeys(other.partition(".")[0] for other in known))
+    section, _, name = key.rpartition(".")
+    leaves = {other: other.rpartition(".")[2] for other in known}
+    beside = [other for other in known if other.startswith(section + ".")]
+    if same_name := [other for other in known if leaves[other] == name]:
+        nearest = difflib.get_close_matches(key, same_name, n=1, cutoff=0.0)
+    elif beside:
+        close = difflib.get_close_matches(name, [leaves[other] for other in beside], n=1)
+        nearest = [other for other in beside if leaves[other] in close]
+    else:
+        nearest = difflib.get_close_matches(key, known, n=1)
     if nearest:
         allowed = f"no such setting; the nearest is {nearest[0]}"
-    elif section in sections:
+    elif beside:
         allowed = f"no such setting; --help {section} lists the section's"
     else:
+        sections = dict.fromkeys(other.partition(".")[0] for other in known)
         allowed = "no such section; the sections are " + ", ".join(sections)
     raise ConfigError(key, value, allowed, source)
 

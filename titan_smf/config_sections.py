@@ -145,11 +145,12 @@ class Tokenizer:
     """A named encoding: "bytes" (needs no file) or one of tiktoken's, such as "cl100k_base"."""
 
     path: str = ""
-    """A tiktoken rank file, instead of a name; Llama 3's `tokenizer.model` is one."""
+    """A tiktoken rank file, path or fsspec URL, instead of a name; Llama 3's `tokenizer.model` is
+    one."""
 
     pattern: str = ""
-    """Regular expression that splits text before merging; "" = the one of the encoding, or
-    Llama 3's for a rank file."""
+    """How text is split before merging, and the special tokens, with a rank file: a name of
+    `titan_smf/data/tokenizer.py` ("llama3", "gpt2") or a regular expression; "" = "default"."""
 
 
 @dataclass
