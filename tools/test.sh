@@ -1,0 +1,14 @@
+#!/usr/bin/env bash
+# Set everything up, then lint, check types and run the tests. Arguments go to pytest; paths in them
+# are relative to the repository root:
+#
+#     tools/test.sh                                  all but the slow and the GPU tests
+#     tools/test.sh -m slow                          the slow ones
+#     tools/test.sh tests/test_config.py -k help     some
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
+
+python -m ruff check --quiet
+python -m ruff format --check --quiet
+python -m mypy
+exec python -m pytest -m "not slow and not gpu" "$@"
