@@ -1,17 +1,15 @@
 """The sharded value table equals a dense table on one process, in float64 to 1e-12."""
 
-from typing import Any
-
 import pytest
 import torch
 import torch.distributed as dist
 from launch import run_on_ranks
-from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.tensor import DTensor, Replicate, Shard
+from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 from torch.utils.checkpoint import checkpoint
 
-from titan_smf.model.value_table import ValueTable
+from titan_smf.model.value_table import INIT_BLOCK, ValueTable
 from titan_smf.ops.routing import lookup_bytes
 
 V_DIM = 6
@@ -42,20 +40,27 @@ def make_case(num_slots: int, tokens: int, used: float, seed: int) -> tuple[Tens
 
 
 def make_values(num_slots: int) -> Tensor:
-    return torch.randn(num_slots, V_DIM, dtype=torch.float64, generator=torch.Generator())
+    generator = torch.Generator().manual_seed(num_slots)
+    return torch.randn(num_slots, V_DIM, dtype=torch.float64, generator=generator)
 
 
-def make_table(num_slots: int, mesh: Any = None, dtype: torch.dtype = torch.float64) -> ValueTable:
+def make_table(
+    num_slots: int, mesh: DeviceMesh | None = None, dtype: torch.dtype = torch.float64
+) -> ValueTable:
     with torch.device("meta"):
         table = ValueTable(num_slots, V_DIM, dtype)
     if mesh is not None:
         table.shard(mesh)
     table.to_empty(device="cpu")
     start, stop = table.row_range
-    local = table.values.to_local() if isinstance(table.values, DTensor) else table.values
     with torch.no_grad():
-        local.copy_(make_values(num_slots)[start:stop])
+        local(table.values).copy_(make_values(num_slots)[start:stop])
     return table
+
+
+def local(tensor: Tensor | None) -> Tensor:
+    assert tensor is not None
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def dense_lookup(values: Tensor, slots: Tensor, weights: Tensor) -> Tensor:
@@ -66,54 +71,184 @@ def close(a: Tensor, b: Tensor) -> bool:
     return a.shape == b.shape and torch.allclose(a, b, rtol=0, atol=TOLERANCE)
 
 
-def local_gradient(table: ValueTable) -> Tensor:
-    gradient = table.values.grad
-    assert gradient is not None
-    return gradient.to_local() if isinstance(gradient, DTensor) else gradient
+def dense_reference(table: ValueTable, inputs: list[tuple[Tensor, ...]]) -> dict[str, Tensor]:
+    """A dense lookup of all ranks' entries, and what this rank should see of it."""
+    values = make_values(table.num_slots).requires_grad_()
+    slots, weights, counted, gradient = (torch.cat(parts) for parts in zip(*inputs, strict=True))
+    weights.requires_grad_()
+    output = dense_lookup(values, slots, weights)
+    output.backward(gradient)
+    rank = dist.get_rank() if dist.is_initialized() else 0
+    first = sum(len(case[0]) for case in inputs[:rank])
+    mine = slice(first, first + len(inputs[rank][0]))
+    rows = slice(*table.row_range)
+    assert values.grad is not None
+    assert weights.grad is not None
+    return {
+        "output": output[mine],
+        "weight gradient": weights.grad[mine],
+        "row gradient": values.grad[rows],
+        "access counts": torch.bincount(slots[counted].flatten(), minlength=table.num_slots)[rows],
+    }
 
 
 def check_equals_dense(table: ValueTable, name: str, inputs: list[tuple[Tensor, ...]]) -> None:
-    """Output, accesses and both gradients of this rank, where `inputs` are those of all ranks."""
-    rank = dist.get_rank() if dist.is_initialized() else 0
-    slots, weights, counted, gradient = inputs[rank]
+    """Output, accesses and gradients on this rank, where `inputs` are those of all ranks."""
+    slots, weights, counted, gradient = inputs[dist.get_rank() if dist.is_initialized() else 0]
     weights = weights.clone().requires_grad_()
     table.values.grad = None
     output, accesses = table(slots, weights, counted)
     output.backward(gradient)
-
-    values = make_values(table.num_slots).requires_grad_()
-    all_weights = torch.cat([case[1] for case in inputs]).requires_grad_()
-    all_slots = torch.cat([case[0] for case in inputs])
-    dense = dense_lookup(values, all_slots, all_weights)
-    dense.backward(torch.cat([case[3] for case in inputs]))
-    assert values.grad is not None
-    assert all_weights.grad is not None
+    table.reduce_replica_gradients()
+    expected = dense_reference(table, inputs)
     assert weights.grad is not None
-    mine = slice(sum(len(case[0]) for case in inputs[:rank]), None)
-    start, stop = table.row_range
-    tokens = len(slots)
-    assert close(output, dense[mine][:tokens]), f"{name}: output"
-    assert close(weights.grad, all_weights.grad[mine][:tokens]), f"{name}: weight gradient"
-    assert close(local_gradient(table), values.grad[start:stop]), f"{name}: row gradient"
-
-    counting = all_slots[torch.cat([case[2] for case in inputs])].flatten()
-    expected = torch.bincount(counting, minlength=table.num_slots)[start:stop]
-    counts = torch.bincount(accesses, minlength=stop - start)
-    assert torch.equal(counts, expected), f"{name}: accesses leave padding out"
+    assert close(output, expected["output"]), f"{name}: output"
+    assert close(weights.grad, expected["weight gradient"]), f"{name}: weight gradient"
+    assert close(local(table.values.grad), expected["row gradient"]), f"{name}: row gradient"
+    counts = torch.bincount(accesses, minlength=len(expected["access counts"]))
+    if isinstance(table.values, DTensor) and table.values.device_mesh.ndim == 2:
+        dist.all_reduce(counts, group=table.values.device_mesh.get_group(0))
+    assert torch.equal(counts, expected["access counts"]), f"{name}: padding is not counted"
 
 
-def check_ranks(rank: int, world_size: int) -> None:
-    mesh = init_device_mesh("cpu", (world_size,), mesh_dim_names=("fsdp",))
+def check_cases(world_size: int, mesh: DeviceMesh) -> None:
     for name, num_slots, tokens, used in CASES:
         inputs = [make_case(num_slots, tokens[r], used, r) for r in range(world_size)]
         check_equals_dense(make_table(num_slots, mesh), name, inputs)
 
 
+def check_shard_of_real_values(mesh: DeviceMesh) -> None:
+    """Splitting a real table gives every rank its rows, by DTensor's own rule."""
+    for num_slots in (64, 49, 5, 2):
+        table = ValueTable(num_slots, V_DIM, torch.float64)
+        with torch.no_grad():
+            table.values.copy_(make_values(num_slots))
+        table.shard(mesh)
+        assert isinstance(table.values, DTensor)
+        own = distribute_tensor(make_values(num_slots), mesh, [Shard(0)]).to_local()
+        assert torch.equal(table.values.to_local(), own)
+        assert torch.equal(table.values.full_tensor(), make_values(num_slots))
+        assert table.row_range[1] - table.row_range[0] == len(own)
+
+
+def check_bytes(world_size: int, mesh: DeviceMesh) -> None:
+    """The bytes that arrive are those of the formula, for evenly spread slots."""
+    T = 10_000
+    torch.manual_seed(mesh.get_local_rank())
+    for dtype, entries in ((torch.float64, 8), (torch.bfloat16, 32), (torch.float32, 3)):
+        table = make_table(4096, mesh)
+        slots = torch.randint(4096, (T, entries))
+        weights = torch.rand(slots.shape, dtype=dtype).requires_grad_()
+        output, _ = table(slots, weights, torch.rand(T) < 0.5)
+        forward = table.wire.bytes_received if table.wire else 0
+        output.sum().backward()
+        backward = table.wire.bytes_received - forward if table.wire else 0
+        expected = lookup_bytes(T, entries, V_DIM, world_size, dtype.itemsize)
+        assert (forward, backward) == pytest.approx(expected, rel=0.02)
+
+
+def check_recomputed(rank: int, mesh: DeviceMesh) -> None:
+    """Activation checkpointing changes no gradient."""
+    slots, weights, _, gradient = make_case(49, 3 + rank, 1.0, rank)
+    gradients = []
+    for recompute in (False, True):
+        table, w = make_table(49, mesh), weights.clone().requires_grad_()
+
+        def lookup(w: Tensor, table: ValueTable = table) -> Tensor:
+            return table(slots, torch.tanh(w))[0]
+
+        output = checkpoint(lookup, w, use_reentrant=False) if recompute else lookup(w)
+        output.backward(gradient)
+        gradients.append((local(w.grad), local(table.values.grad)))
+    assert torch.equal(gradients[0][0], gradients[1][0])
+    assert torch.equal(gradients[0][1], gradients[1][1])
+
+
+def check_two_readers(world_size: int, rank: int, mesh: DeviceMesh) -> None:
+    """Two layers that read one table give it the sum of their gradients."""
+    table = make_table(49, mesh)
+    both = [[make_case(49, 4, 1.0, 10 * layer + r) for r in range(world_size)] for layer in (0, 1)]
+    for slots, weights, _, gradient in (inputs[rank] for inputs in both):
+        table(slots, weights)[0].backward(gradient)
+    expected = sum(dense_reference(table, inputs)["row gradient"] for inputs in both)
+    assert isinstance(expected, Tensor)
+    assert close(local(table.values.grad), expected)
+
+
+def check_frozen(rank: int, mesh: DeviceMesh) -> None:
+    """Frozen values get no gradient, the weights still do; and the other way round."""
+    slots, weights, _, gradient = make_case(49, 4, 1.0, rank)
+    table = make_table(49, mesh)
+    table(slots, weights)[0].backward(gradient)
+    rows = local(table.values.grad)
+    table.values.grad = None
+    table.values.requires_grad_(False)
+    weights.requires_grad_()
+    table(slots, weights)[0].backward(gradient)
+    assert table.values.grad is None
+    assert weights.grad is not None
+    assert rows.abs().sum() > 0
+
+
+def check_low_precision(rank: int, mesh: DeviceMesh) -> None:
+    """bfloat16 activations or values stay close to float64; the weights decide the dtype."""
+    slots, weights, _, gradient = make_case(49, 4, 1.0, rank)
+    exact = dense_lookup(make_values(49), slots, weights)
+    for values_dtype in (torch.float32, torch.bfloat16):
+        for dtype in (torch.float32, torch.bfloat16):
+            table, w = make_table(49, mesh, values_dtype), weights.to(dtype).requires_grad_()
+            with torch.autocast("cpu", torch.bfloat16):
+                output, _ = table(slots, w)
+            assert output.dtype == dtype
+            tolerance = 1e-5 if values_dtype == dtype == torch.float32 else 0.1
+            assert (output - exact).abs().max() < tolerance
+            output.backward(gradient.to(dtype))
+            assert local(table.values.grad).dtype == values_dtype
+            assert local(w.grad).dtype == dtype
+
+
+def initial_values(mesh: DeviceMesh | None) -> Tensor:
+    """The rows of this rank, where its range begins and ends inside blocks of the generator."""
+    with torch.device("meta"):
+        table = ValueTable(2 * INIT_BLOCK + 7, V_DIM)
+    if mesh is not None:
+        table.shard(mesh)
+    table.to_empty(device="cpu").init_weights(seed=3)
+    return local(table.values).detach()
+
+
+def check_everything(rank: int, world_size: int) -> Tensor:
+    mesh = init_device_mesh("cpu", (world_size,), mesh_dim_names=("fsdp",))
+    check_cases(world_size, mesh)
+    check_shard_of_real_values(mesh)
+    check_bytes(world_size, mesh)
+    check_recomputed(rank, mesh)
+    check_two_readers(world_size, rank, mesh)
+    check_frozen(rank, mesh)
+    check_low_precision(rank, mesh)
+    if world_size == 4:
+        hsdp = init_device_mesh("cpu", (2, 2), mesh_dim_names=("dp_replicate", "fsdp"))
+        check_cases(world_size, hsdp)
+    return initial_values(mesh)
+
+
 @pytest.mark.parametrize("world_size", [1, 2, 3, 4])
-def test_lookup_and_gradients_equal_dense(world_size: int) -> None:
-    run_on_ranks(check_ranks, world_size)
+def test_sharded_lookup_and_gradients_equal_dense(world_size: int) -> None:
+    initial = run_on_ranks(check_everything, world_size)
+    assert torch.equal(torch.cat(initial), initial_values(None)), "whatever the number of ranks"
 
 
-def test_without_process_group_lookup_and_gradients_equal_dense() -> None:
+def test_lookup_and_gradients_without_ranks_equal_dense() -> None:
     for name, num_slots, tokens, used in CASES:
         check_equals_dense(make_table(num_slots), name, [make_case(num_slots, tokens[0], used, 0)])
+
+
+def test_initial_values_have_the_published_spread_and_depend_on_the_seed() -> None:
+    table = ValueTable(3000, 64)
+    table.init_weights(seed=1)
+    first = table.values.detach().clone()
+    assert first.std() == pytest.approx(64**-0.5, rel=0.02)
+    assert abs(first.mean()) < 0.01
+    assert not torch.equal(first[:INIT_BLOCK], first[INIT_BLOCK : 2 * INIT_BLOCK])
+    table.init_weights(seed=2)
+    assert not torch.equal(first, table.values)

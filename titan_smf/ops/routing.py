@@ -170,22 +170,24 @@ def return_weight_gradient(wire: Wire, splits: Splits, order: Tensor, gradient: 
 
 def lookup_bytes(
     tokens: int, slots_per_token: int, v_dim: int, world_size: int, activation_bytes: int
-) -> float:
-    """Returns the bytes one of W ranks receives from the others in the forward pass of a lookup.
+) -> tuple[float, float]:
+    """Returns the bytes one of W ranks receives from the others in a lookup: forward, backward.
 
-    For slots spread evenly over the ranks, T tokens on each, and weights and partial sums of b
-    bytes a number:
+    For slots spread evenly over the ranks, T tokens on each, and weights, partial sums and
+    gradients of b bytes a number:
 
-        r T K (4 + b)  +  (W - 1) T c  +  (W - 1) f T V b  +  sizes
-        rows, weights     bag sizes       partial sums
+        forward:   r T K (4 + b)  +  (W - 1) T c  +  (W - 1) f T V b  +  sizes
+                   rows, weights     bag sizes       partial sums
+        backward:  r T K b  +  (W - 1) f T V b
+                   of weights  of outputs
 
     r = (W - 1) / W is the share of entries from other ranks; c = 1 byte (2 if K > 255);
-    f = 1 - (1 - 1/W)**K is the chance that a token needs a given owner. The backward pass receives
-    the last term of it for the gradients of the outputs, and r T K b for those of the weights.
+    f = 1 - (1 - 1/W)**K is the chance that a token needs a given owner.
     """
     T, K, W, b = tokens, slots_per_token, world_size, activation_bytes
     others = W - 1
-    needs_owner = 1 - (1 - 1 / W) ** K
-    entries = others / W * T * K * (INDEX_BYTES + b)
+    entries = others / W * T * K
+    partials = others * (1 - (1 - 1 / W) ** K) * T
     bag_sizes = others * T * (1 if K <= 255 else 2)
-    return entries + bag_sizes + others * needs_owner * T * v_dim * b + others * SIZES * 8
+    forward = entries * (INDEX_BYTES + b) + bag_sizes + partials * v_dim * b + others * SIZES * 8
+    return forward, entries * b + partials * v_dim * b
