@@ -1,0 +1,212 @@
+"""Training and validation batches from token shards, the same for any number of ranks.
+
+All samples of a run have one global order. Micro-batch `j` of `W` ranks with `B` samples each is
+samples `j*W*B` to `(j+1)*W*B` of that order, and each rank takes its contiguous part. So ranks
+never talk to each other, and a position in the order is the whole state.
+
+Reading is not the place for a prefetch thread: a batch of 8 x 2048 tokens takes about 0.1 ms.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from titan_smf.data import packing
+from titan_smf.data.token_shards import TokenShards
+from titan_smf.errors import CheckpointError, ConfigError, DataError
+
+IGNORE_INDEX = -100
+"""The label that torchtitan's loss leaves out."""
+
+Batch = tuple[dict[str, torch.Tensor], torch.Tensor]
+"""`({"input": (B, S) int64}, labels (B, S) int64)`, torchtitan's form."""
+
+
+@dataclass(frozen=True)
+class WeightedShards:
+    """A source of training samples; `weight` is its share of the samples, up to a common factor."""
+
+    name: str
+    shards: TokenShards
+    weight: float = 1.0
+
+
+class TokenLoader:
+    """Yields training batches for ever and can stop and continue at any sample.
+
+    Every epoch of a source is a new permutation of its samples, chosen by the seed. Sources mix by
+    weight, exact to one sample at any time. The state is one integer per source: how many samples
+    it has given to all ranks together. It is the same on every rank and may be loaded with another
+    number of ranks or another batch size: the global order goes on where it stopped.
+
+    Has the methods of torchtitan's `BaseDataLoader`.
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[WeightedShards],
+        seq_len: int,
+        local_batch_size: int,
+        dp_rank: int,
+        dp_world_size: int,
+        seed: int,
+    ) -> None:
+        assert 0 <= dp_rank < dp_world_size, "a rank of the data-parallel group"
+        _check_sources(sources, seq_len)
+        self._sources = list(sources)
+        self._seq_len = seq_len
+        self._batch_size = local_batch_size
+        self._rank = dp_rank
+        self._num_ranks = dp_world_size
+        self._seed = seed
+        self._weights = packing.integer_weights([source.weight for source in sources])
+        self._num_windows = [
+            packing.num_windows(source.shards.num_tokens, seq_len) for source in sources
+        ]
+        self._drawn = [0] * len(sources)
+
+    def __iter__(self) -> Iterator[Batch]:
+        while True:
+            yield self._next_batch()
+
+    def _next_batch(self) -> Batch:
+        """This rank's part of the next micro-batch; moves the global position past all of it."""
+        global_size = self._num_ranks * self._batch_size
+        chosen, drawn_after = packing.mix(self._drawn, self._weights, global_size)
+        source_ids = np.array(chosen)
+        mine = np.arange(global_size) // self._batch_size == self._rank
+        tokens = np.empty((self._batch_size, self._seq_len + 1), dtype=np.int64)
+        for source in np.unique(source_ids[mine]):
+            from_source = source_ids == source
+            positions = self._drawn[source] + np.cumsum(from_source) - 1
+            rows = from_source[mine]
+            windows = self._windows(int(source), positions[mine][rows])
+            tokens[rows] = packing.read_windows(
+                self._sources[source].shards, windows, self._seq_len
+            )
+        self._drawn = drawn_after
+        return _as_batch(tokens)
+
+    def _windows(self, source: int, positions: npt.NDArray[np.int64]) -> list[int]:
+        """The windows at `positions` of the endless order of one source."""
+        size = self._num_windows[source]
+        epochs, within = np.divmod(positions, size)
+        windows = np.empty_like(positions)
+        for epoch in np.unique(epochs):
+            key = f"{self._seed}/{source}/{epoch}"
+            windows[epochs == epoch] = packing.permute(within[epochs == epoch], size, key)
+        return windows.tolist()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The position, and what it is a position in; equal on all ranks, plain JSON values."""
+        return {
+            "seed": self._seed,
+            "seq_len": self._seq_len,
+            "sources": [
+                {
+                    "name": source.name,
+                    "weight": source.weight,
+                    "tokens": source.shards.num_tokens,
+                    "digest": source.shards.digest,
+                    "samples_drawn": drawn,
+                }
+                for source, drawn in zip(self._sources, self._drawn, strict=True)
+            ],
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go to a saved position; the data, weights, sequence length and seed must be the same.
+
+        Sources are compared by name, weight and content, so a folder may have moved.
+
+        Raises:
+            CheckpointError: says what differs.
+        """
+        saved, here = _flat(state_dict), _flat(self.state_dict())
+        differing = [
+            f"{key} is {here.get(key, 'absent')} here and {saved.get(key, 'absent')} in the "
+            "checkpoint"
+            for key in here | saved
+            if not key.endswith("samples_drawn") and here.get(key) != saved.get(key)
+        ]
+        if differing:
+            raise CheckpointError(
+                f"the data position cannot be resumed: {'; '.join(differing)}. Use the settings of "
+                "the checkpoint, or start a new run from its weights by "
+                "checkpoint.initial_load_path"
+            )
+        self._drawn = [int(source["samples_drawn"]) for source in state_dict["sources"]]
+
+
+def validation_batches(
+    shards: TokenShards,
+    seq_len: int,
+    local_batch_size: int,
+    dp_rank: int,
+    dp_world_size: int,
+    num_samples: int = 0,
+) -> Iterator[Batch]:
+    """A fixed set of `num_samples` samples, spread evenly over `shards`, dealt to the ranks.
+
+    The set is the same for any number of ranks; 0 means every sample there is. Every rank gets
+    the same number of batches of the same shape, so collectives cannot hang: rows that are left
+    over have labels of `IGNORE_INDEX` only.
+    """
+    assert 0 <= dp_rank < dp_world_size, "a rank of the data-parallel group"
+    available = packing.num_windows(shards.num_tokens, seq_len)
+    if available == 0:
+        raise _too_short(shards.path, shards, seq_len)
+    wanted = min(num_samples, available) if num_samples else available
+
+    def batches() -> Iterator[Batch]:
+        global_size = dp_world_size * local_batch_size
+        for batch in range(math.ceil(wanted / global_size)):
+            first = batch * global_size + dp_rank * local_batch_size
+            samples = range(first, min(first + local_batch_size, wanted))
+            windows = [sample * available // wanted for sample in samples]
+            tokens = np.zeros((local_batch_size, seq_len + 1), dtype=np.int64)
+            tokens[: len(windows)] = packing.read_windows(shards, windows, seq_len)
+            inputs, labels = _as_batch(tokens)
+            labels[len(windows) :] = IGNORE_INDEX
+            yield inputs, labels
+
+    return batches()
+
+
+def _as_batch(tokens: npt.NDArray[np.int64]) -> Batch:
+    return {"input": torch.from_numpy(tokens[:, :-1].copy())}, torch.from_numpy(
+        tokens[:, 1:].copy()
+    )
+
+
+def _check_sources(sources: Sequence[WeightedShards], seq_len: int) -> None:
+    if not sources:
+        raise ConfigError("data.sources", [], "at least one source")
+    names = [source.name for source in sources]
+    if len(set(names)) < len(names):
+        raise ConfigError("data.sources", names, "each source once; use weights to repeat one")
+    for source in sources:
+        if not (source.weight > 0 and math.isfinite(source.weight)):
+            raise ConfigError("data.sources", source.weight, f"a weight above 0 for {source.name}")
+        if packing.num_windows(source.shards.num_tokens, seq_len) == 0:
+            raise _too_short(source.name, source.shards, seq_len)
+
+
+def _too_short(name: str, shards: TokenShards, seq_len: int) -> DataError:
+    return DataError(
+        f"{name}: its {shards.num_tokens} tokens are fewer than one sample of {seq_len + 1}: give "
+        "more text or a shorter sequence length"
+    )
+
+
+def _flat(state: dict[str, Any]) -> dict[str, Any]:
+    """The entries of a loader's state under names that can stand in a message."""
+    flat = {key: value for key, value in state.items() if key != "sources"}
+    for number, source in enumerate(state.get("sources", [])):
+        flat |= {f"{key} of source {number}": value for key, value in source.items()}
+    return flat

@@ -1,0 +1,408 @@
+"""Text to token shards: in parallel, resumable, the same bytes for any number of workers.
+
+1. Plan: the inputs are cut into pieces, neighbouring pieces are grouped into parts of about
+   `part_bytes`. The plan depends on the inputs and settings alone and is written first.
+2. Each part is tokenised by one worker into shards of its own, then recorded in `parts/`.
+3. When every part is recorded, the index is written; that makes the folder usable.
+
+A killed run started again does the parts that have no record. Layout of the output:
+
+    <output>/plan.json  parts/00003.json  00003-000.tokens ...  index.json
+    <output>/validation/00003-000.tokens ...  index.json            (with a validation fraction)
+"""
+
+import json
+import multiprocessing
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from hashlib import blake2b
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from titan_smf.data import storage
+from titan_smf.data.raw_text import Piece, Rejected, TextOptions, plan_pieces, read_documents
+from titan_smf.data.token_shards import (
+    INDEX_NAME,
+    PLAN_NAME,
+    SHARD_TOKENS,
+    ShardInfo,
+    ShardWriter,
+    describe,
+    write_index,
+)
+from titan_smf.data.tokenizer import Tokenizer, load_tokenizer, train_rank_file
+from titan_smf.errors import ConfigError, DataError
+
+PLAN_VERSION = 1
+TRAINED_RANK_FILE = "tokenizer.tiktoken"
+TRAINING_CHARACTERS = 1 << 28
+"""A rank file is trained on the first documents, up to this much text."""
+REJECTED_SHOWN = 10
+
+
+@dataclass(frozen=True)
+class PrepareOptions:
+    """Everything but the inputs, the output and the tokenizer."""
+
+    text: TextOptions = field(default_factory=TextOptions)
+    validation_fraction: float = 0.0
+    """Share of the documents put aside, chosen by a hash of their text: equal documents stay
+    together, so no text is in both parts."""
+    part_bytes: int = 64 << 20
+    """Bytes of input a worker takes at a time."""
+    shard_tokens: int = SHARD_TOKENS
+    """Tokens at which a shard is full."""
+    on_bad_line: str = "raise"
+    """`raise`: stop at a line or row that is no document; `skip`: count it and go on."""
+    max_bad_lines: int = 100
+    """With `skip`: stop all the same when there are more than this."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.validation_fraction < 1:
+            raise ConfigError(
+                "validation_fraction", self.validation_fraction, "at least 0 and below 1"
+            )
+        if self.on_bad_line not in ("raise", "skip"):
+            raise ConfigError("on_bad_line", self.on_bad_line, "raise, skip")
+        for key in ("part_bytes", "shard_tokens"):
+            if getattr(self, key) < 1:
+                raise ConfigError(key, getattr(self, key), "at least 1")
+        if self.max_bad_lines < 0:
+            raise ConfigError("max_bad_lines", self.max_bad_lines, "at least 0")
+
+
+@dataclass
+class Counts:
+    """What was read and written; the record of a part, and the sum of all."""
+
+    documents: int = 0
+    tokens: int = 0
+    empty_documents: int = 0
+    rejected_lines: int = 0
+    rejected: list[Rejected] = field(default_factory=list)
+    """The first few rejected lines."""
+    shards: list[ShardInfo] = field(default_factory=list)
+    validation_shards: list[ShardInfo] = field(default_factory=list)
+
+    def add(self, other: "Counts") -> None:
+        self.documents += other.documents
+        self.tokens += other.tokens
+        self.empty_documents += other.empty_documents
+        self.rejected_lines += other.rejected_lines
+        self.rejected = (self.rejected + other.rejected)[:REJECTED_SHOWN]
+        self.shards = self.shards + other.shards
+        self.validation_shards = self.validation_shards + other.validation_shards
+
+    def summary(self) -> str:
+        shards = self.shards + self.validation_shards
+        aside = sum(shard.documents for shard in self.validation_shards)
+        return (
+            f"{self.documents:,} documents ({aside:,} for validation), {self.tokens:,} tokens, "
+            f"{self.rejected_lines:,} rejected lines, {self.empty_documents:,} empty documents, "
+            f"{len(shards):,} shards, {sum(shard.bytes for shard in shards):,} bytes"
+        )
+
+    def check_rejected(self, options: PrepareOptions) -> None:
+        """Stop where the options do not allow what was rejected."""
+        if options.on_bad_line == "raise" and self.rejected_lines:
+            where, cause = self.rejected[0]
+            raise DataError(f"{where}: {cause}; --on-bad-line skip leaves such lines out")
+        if self.rejected_lines > options.max_bad_lines:
+            first = "; ".join(f"{where}: {cause}" for where, cause in self.rejected[:3])
+            raise DataError(
+                f"{self.rejected_lines} lines were rejected, --max-bad-lines allows "
+                f"{options.max_bad_lines}. The first: {first}"
+            )
+
+
+def prepare(
+    inputs: list[str],
+    output: str,
+    tokenizer: Tokenizer,
+    options: PrepareOptions,
+    workers: int = 1,
+    report: Callable[[str], None] | None = None,
+) -> Counts:
+    """Write the token shards of `inputs` to the folder `output`; resume what is unfinished.
+
+    Each document becomes `[begin] text [end]`; one with empty text is left out and counted.
+    `report` is called with a progress line about every second.
+
+    Raises:
+        DataError: inputs that cannot be used, a line that is no document, an output that was made
+            from other inputs or with other settings.
+    """
+    with _only_writer(output):
+        parts = _plan(inputs, output, tokenizer, options)
+        work = _PartWork(output, tokenizer, options)
+        total = Counts()
+        todo: list[int] = []
+        for number in range(len(parts)):
+            record = _read_record(output, number)
+            if record is None:
+                todo.append(number)
+            else:
+                total.add(record)
+        total.check_rejected(options)
+        sizes = {number: sum(piece.size for piece in parts[number]) for number in todo}
+        progress = _Progress(sizes, report)
+        for number, counts in _run(work, parts, todo, workers):
+            total.add(counts)
+            total.check_rejected(options)
+            progress.advance(number, counts)
+        return _finish(output, tokenizer, options, len(parts))
+
+
+def _finish(output: str, tokenizer: Tokenizer, options: PrepareOptions, num_parts: int) -> Counts:
+    """Add up the records in order and write the indices, the one of the output last."""
+    total = Counts()
+    for number in range(num_parts):
+        record = _read_record(output, number)
+        assert record is not None, "every part was recorded"
+        total.add(record)
+    if total.documents == 0:
+        raise DataError(
+            f"{output}: the inputs hold no document ({total.empty_documents} empty, "
+            f"{total.rejected_lines} rejected lines)"
+        )
+    if not total.shards:
+        raise DataError(f"{output}: every document fell to the validation part; lower its fraction")
+    if options.validation_fraction:
+        if not total.validation_shards:
+            raise DataError(
+                f"{output}: none of {total.documents} documents fell to the validation part; "
+                "raise its fraction"
+            )
+        write_index(storage.join(output, "validation"), tokenizer, total.validation_shards)
+    write_index(output, tokenizer, total.shards)
+    return total
+
+
+def train_tokenizer(
+    inputs: list[str], output: str, vocab_size: int, options: PrepareOptions
+) -> Tokenizer:
+    """The tokenizer of a rank file in `output`, trained on the inputs unless it is there already.
+
+    A file without a plan beside it may be from other inputs: it is trained again.
+    """
+    path = storage.join(output, TRAINED_RANK_FILE)
+    if storage.exists(path) and storage.exists(storage.join(output, PLAN_NAME)):
+        tokenizer = load_tokenizer(path=path)
+        if tokenizer.n_vocab != vocab_size:
+            raise ConfigError(
+                "train_tokenizer",
+                vocab_size,
+                f"{tokenizer.n_vocab}, with which {output} was begun; or another output",
+            )
+        return tokenizer
+
+    def texts() -> Iterator[str]:
+        left = TRAINING_CHARACTERS
+        for piece in plan_pieces(inputs, options.text, options.part_bytes):
+            for document in read_documents(piece, options.text):
+                if isinstance(document, str):
+                    left -= len(document)
+                    if left < 0:
+                        return
+                    yield document
+
+    return train_rank_file(texts(), vocab_size, path)
+
+
+def _plan(
+    inputs: list[str], output: str, tokenizer: Tokenizer, options: PrepareOptions
+) -> list[list[Piece]]:
+    """The parts of the work; equal to the plan of the run that is resumed, if there is one."""
+    parts: list[list[Piece]] = []
+    filled = options.part_bytes
+    for piece in plan_pieces(inputs, options.text, options.part_bytes):
+        if filled >= options.part_bytes:
+            parts.append([])
+            filled = 0
+        parts[-1].append(piece)
+        filled = options.part_bytes if piece.kind == "hub" else filled + piece.size
+    if not parts:
+        raise DataError(f"{', '.join(inputs)}: the input is empty")
+
+    settings = asdict(options)
+    del settings["on_bad_line"], settings["max_bad_lines"]  # may change when a run is resumed
+    plan = {
+        "version": PLAN_VERSION,
+        "tokenizer": describe(tokenizer),
+        **settings.pop("text"),
+        **settings,
+        "inputs": inputs,
+        "parts": [[asdict(piece) for piece in part] for part in parts],
+    }
+    path = storage.join(output, PLAN_NAME)
+    if storage.exists(path):
+        before = json.loads(storage.read_bytes(path))
+        differing = [key for key in plan if plan[key] != before.get(key)]
+        if differing:
+            shown = [
+                f"{key} ({before.get(key)} there, {plan[key]} now)"
+                if key != "parts"
+                else "the files behind the inputs"
+                for key in differing
+            ]
+            raise DataError(
+                f"{output}: was made with other settings: {'; '.join(shown)}. Choose another "
+                "output, or delete this one"
+            )
+    elif storage.exists(storage.join(output, INDEX_NAME)):
+        raise DataError(f"{output}: already holds token shards of another origin; choose another")
+    else:
+        storage.write_bytes(path, json.dumps(plan, indent=1).encode() + b"\n")
+    storage.remove_unfinished(output)
+    return parts
+
+
+@dataclass(frozen=True)
+class _PartWork:
+    """What a worker needs to know to do any part."""
+
+    output: str
+    tokenizer: Tokenizer
+    options: PrepareOptions
+
+    def __call__(self, number: int, pieces: list[Piece]) -> Counts:
+        counts = Counts()
+        prefix = f"{number:05d}"
+        shard_tokens = self.options.shard_tokens
+        train = ShardWriter(self.output, prefix, self.tokenizer, shard_tokens)
+        validation_folder = storage.join(self.output, "validation")
+        validation = ShardWriter(validation_folder, prefix, self.tokenizer, shard_tokens)
+        for piece in pieces:
+            for document in read_documents(piece, self.options.text):
+                if isinstance(document, Rejected):
+                    counts.rejected_lines += 1
+                    counts.rejected = [*counts.rejected, document][:REJECTED_SHOWN]
+                    counts.check_rejected(self.options)
+                elif not document.strip():
+                    counts.empty_documents += 1
+                else:
+                    counts.documents += 1
+                    aside = _is_validation(document, self.options.validation_fraction)
+                    (validation if aside else train).add(document)
+        counts.shards = train.close()
+        counts.validation_shards = validation.close()
+        counts.tokens = sum(s.tokens for s in counts.shards + counts.validation_shards)
+        record = json.dumps(asdict(counts), indent=1).encode() + b"\n"
+        storage.write_bytes(_record_path(self.output, number), record)
+        return counts
+
+
+def _run(
+    work: _PartWork, parts: list[list[Piece]], todo: list[int], workers: int
+) -> Iterator[tuple[int, Counts]]:
+    """Do the parts, in this process or by workers; each with its counts as it is done."""
+    if workers <= 1 or len(todo) <= 1:
+        for number in todo:
+            yield number, work(number, parts[number])
+        return
+    pool = ProcessPoolExecutor(
+        min(workers, len(todo)), multiprocessing.get_context("spawn"), _exit_with_parent
+    )
+    try:
+        futures: dict[Future[Counts], int] = {
+            pool.submit(work, number, parts[number]): number for number in todo
+        }
+        for done in as_completed(futures):
+            yield futures[done], done.result()
+    except BrokenProcessPool as error:
+        raise DataError(
+            f"{work.output}: a worker process died, perhaps for lack of memory: run again with "
+            "fewer workers to resume"
+        ) from error
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+class _Progress:
+    """Reports parts, speed and time left about every second, and at the end."""
+
+    def __init__(self, sizes: dict[int, int], report: Callable[[str], None] | None) -> None:
+        self._report = report
+        # hub datasets do not say their sizes: then every part counts alike
+        self._sizes = sizes if all(sizes.values()) else dict.fromkeys(sizes, 1)
+        self._left = sum(self._sizes.values())
+        self._parts = 0
+        self._done = Counts()
+        self._start = self._reported = time.monotonic()
+
+    def advance(self, number: int, counts: Counts) -> None:
+        self._parts += 1
+        self._left -= self._sizes[number]
+        self._done.documents += counts.documents
+        self._done.tokens += counts.tokens
+        now = time.monotonic()
+        if self._report and (now - self._reported >= 1 or self._left == 0):
+            self._reported = now
+            seconds = now - self._start
+            finished = sum(self._sizes.values()) - self._left
+            self._report(
+                f"part {self._parts}/{len(self._sizes)}: {self._done.documents:,} documents "
+                f"({self._done.documents / seconds:,.0f}/s), {self._done.tokens:,} tokens "
+                f"({self._done.tokens / seconds:,.0f}/s), "
+                f"{seconds * self._left / finished:.0f} s left"
+            )
+
+
+@contextmanager
+def _only_writer(output: str) -> Iterator[None]:
+    """A second run on the same local folder at the same time is refused."""
+    if not storage.is_local(output):
+        yield
+        return
+    folder = storage.local_path(output)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / ".lock", timeout=0)
+        lock.acquire()
+    except Timeout as error:
+        raise DataError(f"{output}: another run is writing to it") from error
+    except OSError as error:
+        raise DataError(f"{output}: cannot be written: {error.strerror or error}") from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _exit_with_parent() -> None:
+    """In a worker: end when the main process is gone, even if it was killed."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None, "runs in a worker process"
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _is_validation(text: str, fraction: float) -> bool:
+    digest = blake2b(text.encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") < fraction * 2**64
+
+
+def _record_path(output: str, number: int) -> str:
+    return storage.join(output, "parts", f"{number:05d}.json")
+
+
+def _read_record(output: str, number: int) -> Counts | None:
+    path = _record_path(output, number)
+    if not storage.exists(path):
+        return None
+    record: dict[str, Any] = json.loads(storage.read_bytes(path))
+    record["rejected"] = [Rejected(*entry) for entry in record["rejected"]]
+    for key in ("shards", "validation_shards"):
+        record[key] = [ShardInfo(**entry) for entry in record[key]]
+    return Counts(**record)

@@ -1,0 +1,324 @@
+"""Documents out of text files and hub datasets, cut into pieces that workers can read alone.
+
+    txt                  documents between blank lines, or a whole file each
+    jsonl                one JSON object a line; a field holds the text
+    parquet              one row a document; a column holds the text
+    hf:NAME              a dataset of the Hugging Face hub, or a local folder laid out like one
+
+txt and jsonl may be compressed (.gz, .zst). Paths may be globs, folders and fsspec URLs.
+"""
+
+import io
+import itertools
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, BinaryIO, NamedTuple
+
+from titan_smf.data import storage
+from titan_smf.errors import ConfigError, DataError
+
+HUB_PREFIX = "hf:"
+COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
+KINDS = {".txt": "txt", ".jsonl": "jsonl", ".parquet": "parquet"}
+TO_THE_END = -1
+
+
+@dataclass(frozen=True)
+class TextOptions:
+    """How documents are found in the inputs."""
+
+    field: str = "text"
+    """The jsonl field or the column that holds the text."""
+    split_text: str = "blank-lines"
+    """`blank-lines`: a txt file is cut into documents at blank lines; `none`: it is one."""
+    hub_config: str = ""
+    """The configuration of a hub dataset; empty for its default."""
+    hub_split: str = "train"
+    """The split of a hub dataset."""
+
+    def __post_init__(self) -> None:
+        if self.split_text not in ("blank-lines", "none"):
+            raise ConfigError("split_text", self.split_text, "blank-lines, none")
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A part of one input that holds whole documents.
+
+    `start` and `stop` count bytes (txt, jsonl), row groups (parquet) or files (hub).
+    """
+
+    kind: str
+    path: str
+    start: int
+    stop: int
+    size: int
+    """Bytes to read, for the time left; 0 where unknown."""
+
+
+class Rejected(NamedTuple):
+    """A line or row that is no document."""
+
+    where: str
+    cause: str
+
+
+def plan_pieces(inputs: list[str], options: TextOptions, piece_bytes: int) -> list[Piece]:
+    """Cut the inputs into pieces of about `piece_bytes`, in the order given, globs sorted.
+
+    Raises:
+        DataError: an input does not exist, is of no known kind, or lacks the column.
+    """
+    pieces: list[Piece] = []
+    for given in inputs:
+        if given.startswith(HUB_PREFIX):
+            num_files = _load_hub(given, options).num_shards
+            pieces += [Piece("hub", given, i, i + 1, 0) for i in range(num_files)]
+            continue
+        for path in _expand(given):
+            kind, compression = kind_of(path)
+            if kind == "parquet":
+                pieces += _plan_parquet(path, options, piece_bytes)
+            elif compression or (kind == "txt" and options.split_text == "none"):
+                pieces.append(Piece(kind, path, 0, TO_THE_END, storage.size_of(path)))
+            else:
+                starts = _piece_starts(path, kind, piece_bytes)
+                pieces += [Piece(kind, path, a, b, b - a) for a, b in itertools.pairwise(starts)]
+    return pieces
+
+
+def kind_of(path: str) -> tuple[str, str | None]:
+    """The kind of a file and its compression, by its name."""
+    name = path.rsplit("/", 1)[-1].lower()
+    compression = None
+    for suffix, method in COMPRESSIONS.items():
+        if name.endswith(suffix):
+            name, compression = name.removesuffix(suffix), method
+    for suffix, kind in KINDS.items():
+        if name.endswith(suffix) and not (kind == "parquet" and compression):
+            return kind, compression
+    raise DataError(
+        f"{path}: is of no known kind; known are {', '.join(KINDS)}, the first two also with "
+        f"{' or '.join(COMPRESSIONS)}"
+    )
+
+
+def read_documents(piece: Piece, options: TextOptions) -> Iterator[str | Rejected]:
+    """The documents of a piece, in order; what cannot be used as `Rejected`."""
+    if piece.kind == "hub":
+        yield from _read_hub(piece, options)
+    elif piece.kind == "parquet":
+        yield from _read_parquet(piece, options)
+    else:
+        read = _read_jsonl if piece.kind == "jsonl" else _read_txt
+        try:
+            with storage.open_binary(piece.path, kind_of(piece.path)[1]) as file:
+                yield from read(io.BufferedReader(file), piece, options)  # type: ignore[type-var]
+        except (EOFError, OSError) as error:
+            raise DataError(f"{piece.path}: cannot be read to its end: {error}") from error
+
+
+def _expand(given: str) -> list[str]:
+    """The files that a path, folder or glob stands for, sorted."""
+    filesystem, path = storage.filesystem_of(given)
+    if any(char in path for char in "*?["):
+        found = sorted(filesystem.glob(path))
+        if not found:
+            raise DataError(f"{given}: no file matches")
+    elif filesystem.isdir(path):
+        suffixes = tuple(kind + comp for kind in KINDS for comp in ("", *COMPRESSIONS))
+        found = sorted(name for name in filesystem.find(path) if name.endswith(suffixes))
+        if not found:
+            raise DataError(f"{given}: holds no file of a known kind ({', '.join(KINDS)})")
+    elif filesystem.exists(path):
+        return [given]
+    else:
+        hub = f"; for a dataset of the Hugging Face hub write {HUB_PREFIX}{given}"
+        raise storage.missing(given, hub if given.count("/") == 1 else "")
+    if storage.is_local(given):
+        return found
+    return [filesystem.unstrip_protocol(name) for name in found]
+
+
+def _piece_starts(path: str, kind: str, piece_bytes: int) -> list[int]:
+    """Where pieces of a plain file start, at first lines of documents, and its end."""
+    size = storage.size_of(path)
+    starts = [0] if size else []
+    with storage.open_binary(path) as file:
+        while starts and starts[-1] + piece_bytes < size:
+            position = file.seek(starts[-1] + piece_bytes)
+            line = file.readline()  # the rest of a line, which belongs to the piece before
+            position += len(line)
+            if kind == "txt":
+                while line and line.strip():
+                    line = file.readline()
+                    position += len(line)
+            if position >= size:
+                break
+            starts.append(position)
+    return [*starts, size]
+
+
+def _lines(file: BinaryIO, piece: Piece) -> Iterator[tuple[int, bytes]]:
+    """The lines of a piece, numbered from 0 within it."""
+    file.seek(piece.start)
+    position = piece.start
+    for number, line in enumerate(file):
+        yield number, line
+        position += len(line)
+        if piece.stop != TO_THE_END and position >= piece.stop:
+            return
+
+
+def _rejected_line(piece: Piece, number: int, cause: str) -> Rejected:
+    """A rejected line with its number in the file; the lines before the piece are counted now."""
+    before, left = 0, piece.start
+    if left:
+        with storage.open_binary(piece.path) as file:
+            while left > 0 and (block := file.read(min(left, 1 << 20))):
+                before += block.count(b"\n")
+                left -= len(block)
+    return Rejected(f"{piece.path}:{before + number + 1}", cause)
+
+
+def _read_txt(file: BinaryIO, piece: Piece, options: TextOptions) -> Iterator[str | Rejected]:
+    whole_file = options.split_text == "none"
+    document: list[bytes] = []
+    first_line = 0
+    for number, line in _lines(file, piece):
+        if line.strip() or whole_file:
+            if not document:
+                first_line = number
+            document.append(line)
+        elif document:
+            yield _decode_txt(document, piece, first_line)
+            document = []
+    if document:
+        yield _decode_txt(document, piece, first_line)
+
+
+def _decode_txt(lines: list[bytes], piece: Piece, first_line: int) -> str | Rejected:
+    content = b"".join(lines).removesuffix(b"\n").removesuffix(b"\r")
+    try:
+        return content.decode("utf-8").removeprefix("\N{ZERO WIDTH NO-BREAK SPACE}")
+    except UnicodeDecodeError as error:
+        line = first_line + content[: error.start].count(b"\n")
+        return _rejected_line(piece, line, f"is not UTF-8: {error.reason}")
+
+
+def _read_jsonl(file: BinaryIO, piece: Piece, options: TextOptions) -> Iterator[str | Rejected]:
+    for number, line in _lines(file, piece):
+        if not line.strip():
+            continue
+        try:
+            value = json.loads(line)
+        except UnicodeDecodeError as error:
+            yield _rejected_line(piece, number, f"is not UTF-8: {error.reason}")
+            continue
+        except (ValueError, RecursionError) as error:
+            yield _rejected_line(piece, number, f"is not JSON: {error}")
+            continue
+        text = _text_of(value, options.field)
+        yield text if isinstance(text, str) else _rejected_line(piece, number, text.cause)
+
+
+def _text_of(row: Any, field: str) -> str | Rejected:
+    """The text of a JSON object or row, or why it has none."""
+    if not isinstance(row, dict):
+        return Rejected("", f"is {_json_type(row)}, not an object with a field {field!r}")
+    if field not in row:
+        return Rejected("", f"has no field {field!r}; it has {', '.join(sorted(row)) or 'none'}")
+    text = row[field]
+    if not isinstance(text, str):
+        return Rejected("", f"field {field!r} is {_json_type(text)}, not text")
+    if any("\ud800" <= char <= "\udfff" for char in text):
+        return Rejected("", f"field {field!r} holds half of a surrogate pair")
+    return text
+
+
+def _json_type(value: Any) -> str:
+    names = {dict: "an object", list: "a list", bool: "true or false", type(None): "null"}
+    return names.get(type(value), "text" if isinstance(value, str) else "a number")
+
+
+def _plan_parquet(path: str, options: TextOptions, piece_bytes: int) -> list[Piece]:
+    """Pieces of whole row groups."""
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        with storage.open_binary(path) as file:
+            parquet = pyarrow.parquet.ParquetFile(file)
+            schema, metadata = parquet.schema_arrow, parquet.metadata
+    except pyarrow.ArrowException as error:
+        raise DataError(f"{path}: is no readable parquet file: {error}") from error
+    if options.field not in schema.names:
+        columns = ", ".join(schema.names)
+        raise DataError(f"{path}: has no column {options.field!r}; it has {columns}")
+    column_type = schema.field(options.field).type
+    if not (pyarrow.types.is_string(column_type) or pyarrow.types.is_large_string(column_type)):
+        raise DataError(f"{path}: column {options.field!r} holds {column_type}, not text")
+
+    pieces: list[Piece] = []
+    start, size = 0, 0
+    for group in range(metadata.num_row_groups):
+        size += metadata.row_group(group).total_byte_size
+        if size >= piece_bytes or group + 1 == metadata.num_row_groups:
+            pieces.append(Piece("parquet", path, start, group + 1, size))
+            start, size = group + 1, 0
+    return pieces
+
+
+def _read_parquet(piece: Piece, options: TextOptions) -> Iterator[str | Rejected]:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        with storage.open_binary(piece.path) as file:
+            parquet = pyarrow.parquet.ParquetFile(file)
+            row = sum(parquet.metadata.row_group(g).num_rows for g in range(piece.start))
+            groups = list(range(piece.start, piece.stop))
+            for batch in parquet.iter_batches(row_groups=groups, columns=[options.field]):
+                for value in batch.column(0):
+                    row += 1
+                    try:
+                        text = _text_of({options.field: value.as_py()}, options.field)
+                    except UnicodeDecodeError as error:
+                        text = Rejected("", f"is not UTF-8: {error.reason}")
+                    where = f"{piece.path}: row {row}"
+                    yield text if isinstance(text, str) else Rejected(where, text.cause)
+    except (pyarrow.ArrowException, OSError) as error:
+        raise DataError(f"{piece.path}: cannot be read to its end: {error}") from error
+
+
+def _load_hub(name: str, options: TextOptions) -> Any:
+    import datasets
+
+    try:
+        return datasets.load_dataset(
+            name.removeprefix(HUB_PREFIX),
+            options.hub_config or None,
+            split=options.hub_split,
+            streaming=True,
+        )
+    except Exception as error:  # the hub's client raises many kinds
+        raise DataError(f"{name}: cannot be loaded: {type(error).__name__}: {error}") from error
+
+
+def _read_hub(piece: Piece, options: TextOptions) -> Iterator[str | Rejected]:
+    """One file of a hub dataset."""
+    dataset = _load_hub(piece.path, options)
+    rows = iter(dataset.shard(num_shards=dataset.num_shards, index=piece.start))
+    where = f"{piece.path}: file {piece.start + 1} of {dataset.num_shards}"
+    row = 0
+    while True:
+        try:
+            value = next(rows)
+        except StopIteration:
+            return
+        except Exception as error:
+            raise DataError(f"{where}: cannot be read after row {row}: {error}") from error
+        row += 1
+        text = _text_of(value, options.field)
+        yield text if isinstance(text, str) else Rejected(f"{where}, row {row}", text.cause)

@@ -1,0 +1,109 @@
+"""A source by its path: token shards, a text file or the synthetic world.
+
+What is no token shards yet is prepared on first use and kept in the cache, under a key of its
+content and the tokenizer. Several processes may ask at once: one prepares, the others wait.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+from urllib.parse import parse_qsl
+
+from titan_smf.data import storage
+from titan_smf.data.prepare import PLAN_VERSION, PrepareOptions, prepare
+from titan_smf.data.raw_text import kind_of
+from titan_smf.data.synthetic import WORLD_VERSION, World
+from titan_smf.data.token_shards import (
+    FORMAT_VERSION,
+    INDEX_NAME,
+    ShardWriter,
+    TokenShards,
+    write_index,
+)
+from titan_smf.data.tokenizer import Tokenizer
+from titan_smf.errors import ConfigError, DataError
+
+SYNTHETIC_PREFIX = "synthetic:"
+LARGEST_TEXT = 256 << 20
+"""Bytes of a text file that is still prepared on first use."""
+
+
+def open_source(
+    path: str, tokenizer: Tokenizer, cache_dir: str | Path | None = None
+) -> TokenShards:
+    """The token shards of `path`.
+
+    Args:
+        path: a folder or URL of token shards; a txt, jsonl (field `text`) or parquet (column
+            `text`) file; or `synthetic:world?seed=0&facts=2000&new_facts=500&split=train`, of
+            which every part after the name may be left out.
+        tokenizer: what the shards must have been, or are, made with.
+        cache_dir: default `$XDG_CACHE_HOME/titan_smf`, or `~/.cache/titan_smf`.
+
+    Raises:
+        DataError: nothing there, nothing in it, unfinished, torn, or of another tokenizer.
+        ConfigError: a synthetic source with unknown settings.
+    """
+    cache = Path(cache_dir) if cache_dir else storage.default_cache_dir()
+    if path.startswith(SYNTHETIC_PREFIX):
+        return _open_synthetic(path, tokenizer, cache)
+    if not storage.exists(path):
+        raise storage.missing(path)
+    filesystem, inner = storage.filesystem_of(path)
+    if filesystem.isdir(inner):
+        return TokenShards(path, tokenizer.fingerprint, cache)
+    return _open_text(path, tokenizer, cache)
+
+
+def _open_text(path: str, tokenizer: Tokenizer, cache: Path) -> TokenShards:
+    kind_of(path)
+    if (size := storage.size_of(path)) > LARGEST_TEXT:
+        raise DataError(
+            f"{path}: has {size >> 20} MiB, more than is prepared on first use "
+            f"({LARGEST_TEXT >> 20}); prepare it with tools/prepare_data.py"
+        )
+    with storage.open_binary(path) as file:
+        content = hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
+    name = path.rsplit("/", 1)[-1]
+    folder = cache / "text" / _key(name, content, str(PLAN_VERSION), tokenizer.fingerprint)
+    with storage.locked(folder):
+        if not (folder / INDEX_NAME).exists():
+            prepare([path], str(folder), tokenizer, PrepareOptions())
+    return TokenShards(str(folder), tokenizer.fingerprint)
+
+
+def _open_synthetic(path: str, tokenizer: Tokenizer, cache: Path) -> TokenShards:
+    world, split = parse_world(path)
+    spec = json.dumps([WORLD_VERSION, world.seed, world.num_facts, world.num_new_facts, split])
+    folder = cache / "synthetic" / _key(spec, tokenizer.fingerprint)
+    with storage.locked(folder):
+        if not (folder / INDEX_NAME).exists():
+            writer = ShardWriter(str(folder), "00000", tokenizer)
+            for document in world.documents(split):
+                writer.add(document)
+            write_index(str(folder), tokenizer, writer.close())
+    return TokenShards(str(folder), tokenizer.fingerprint)
+
+
+def parse_world(path: str) -> tuple[World, str]:
+    """The world and the split that a `synthetic:world?...` source names."""
+    name, _, query = path.removeprefix(SYNTHETIC_PREFIX).partition("?")
+    settings = {"seed": "0", "facts": "2000", "new_facts": "500", "split": "train"}
+    allowed = f"{SYNTHETIC_PREFIX}world?" + "&".join(f"{k}={v}" for k, v in settings.items())
+    given = dict(parse_qsl(query, keep_blank_values=True))
+    numbers = [given.get(key, settings[key]) for key in ("seed", "facts", "new_facts")]
+    split = given.get("split", "train")
+    if (
+        name != "world"
+        or not set(given) <= set(settings)
+        or not all(number.isdecimal() for number in numbers)
+        or split not in ("train", "validation")
+    ):
+        raise ConfigError("data.sources", path, f"{allowed}, or split=validation")
+    seed, facts, new_facts = map(int, numbers)
+    return World(seed, facts, new_facts), split
+
+
+def _key(*parts: str) -> str:
+    joined = "\n".join([str(FORMAT_VERSION), *parts])
+    return storage.sha256_hex(joined.encode(), digits=24)

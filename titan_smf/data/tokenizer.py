@@ -1,0 +1,308 @@
+"""Text to token ids and back: tiktoken encodings by name, by rank file, or plain bytes.
+
+A rank file has one line per token, `base64(bytes) rank`, the lower rank merged first. It says
+nothing about how text is split before merging nor about special tokens: those come from the
+pattern. A pattern is one of the names below or a regular expression.
+
+    pattern    text is split as in    special tokens, placed after the last rank
+    default    Llama 3                begin, end, pad: what `train_rank_file` makes
+    llama3     Llama 3                Llama 3's 256
+    cl100k     cl100k_base            cl100k_base's five
+    gpt2       GPT-2                  <|endoftext|>
+    a regex    the regex              begin, end, pad
+"""
+
+import base64
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import regex  # type: ignore[import-untyped]
+import tiktoken
+
+from titan_smf.data import storage
+from titan_smf.errors import ConfigError, DataError
+
+LLAMA3_SPLIT = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}|"
+    r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+CL100K_SPLIT = (
+    r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}{1,3}+|"
+    r" ?[^\s\p{L}\p{N}]++[\r\n]*+|\s++$|\s*[\r\n]|\s+(?!\S)|\s"
+)
+GPT2_SPLIT = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
+BYTES_SPLIT = r"[\s\S]{1,64}"
+
+BEGIN_END_PAD = ("<|begin_of_text|>", "<|end_of_text|>", "<|pad|>")
+LLAMA3_SPECIAL = (
+    "<|begin_of_text|>",
+    "<|end_of_text|>",
+    "<|reserved_special_token_0|>",
+    "<|reserved_special_token_1|>",
+    "<|finetune_right_pad_id|>",
+    "<|reserved_special_token_2|>",
+    "<|start_header_id|>",
+    "<|end_header_id|>",
+    "<|eom_id|>",
+    "<|eot_id|>",
+    "<|python_tag|>",
+    *(f"<|reserved_special_token_{i}|>" for i in range(3, 248)),
+)
+LLAMA3_NUM_RANKS = 128_000
+
+BOS_NAMES = ("<|begin_of_text|>", "<|startoftext|>")
+EOS_NAMES = ("<|end_of_text|>", "<|endoftext|>")
+PAD_NAMES = ("<|pad|>", "<|finetune_right_pad_id|>")
+
+# tiktoken's pattern matcher overflows its stack on about a million spaces in a row.
+LONGEST_SPACE = 10_000
+LONG_SPACE = re.compile(rf"\s{{{LONGEST_SPACE}}}")
+
+
+@dataclass(frozen=True)
+class Pattern:
+    """How text is split before merging, and the special tokens by their distance from the ranks."""
+
+    split: str
+    special: dict[str, int] = field(
+        default_factory=lambda: {name: i for i, name in enumerate(BEGIN_END_PAD)}
+    )
+
+
+PATTERNS = {
+    "default": Pattern(LLAMA3_SPLIT),
+    "llama3": Pattern(LLAMA3_SPLIT, {name: i for i, name in enumerate(LLAMA3_SPECIAL)}),
+    "cl100k": Pattern(
+        CL100K_SPLIT,
+        {
+            "<|endoftext|>": 1,
+            "<|fim_prefix|>": 2,
+            "<|fim_middle|>": 3,
+            "<|fim_suffix|>": 4,
+            "<|endofprompt|>": 20,
+        },
+    ),
+    "gpt2": Pattern(GPT2_SPLIT, {"<|endoftext|>": 0}),
+}
+
+
+class Tokenizer:
+    """A tiktoken encoding with its begin, end and padding tokens and a fingerprint.
+
+    Text is always encoded as ordinary text: a special token's spelling in it stays text.
+    `bos_id` is None where the encoding has no such token; `pad_id` is then the end token.
+    """
+
+    def __init__(self, encoding: tiktoken.Encoding) -> None:
+        self.name = encoding.name
+        self.n_vocab = encoding.n_vocab
+        self._encoding = encoding
+        special = encoding._special_tokens
+        self.bos_id = next((special[name] for name in BOS_NAMES if name in special), None)
+        eos_id = next((special[name] for name in EOS_NAMES if name in special), None)
+        if eos_id is None:
+            raise DataError(f"tokenizer {self.name}: has no end token, one of {EOS_NAMES}")
+        self.eos_id = eos_id
+        self.pad_id = next((special[name] for name in PAD_NAMES if name in special), eos_id)
+        self.fingerprint = _fingerprint(encoding)
+
+    def encode(self, text: str, bos: bool = False, eos: bool = False) -> list[int]:
+        """Token ids of `text`, with the begin and end tokens on request.
+
+        A begin token that the encoding does not have is left out.
+        """
+        ids = [self.bos_id] if bos and self.bos_id is not None else []
+        for piece in _without_long_space(text):
+            ids.extend(self._encoding.encode_ordinary(piece))
+        if eos:
+            ids.append(self.eos_id)
+        return ids
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Text of `ids`; bytes that are no UTF-8, and ids that stand for nothing, become U+FFFD."""
+        ids = list(ids)
+        try:
+            return self._encoding.decode(ids)
+        except (KeyError, OverflowError):
+            return b"".join(self._bytes_of(token) for token in ids).decode("utf-8", "replace")
+
+    def get_vocab_size(self) -> int:
+        """torchtitan's name for `n_vocab`."""
+        return self.n_vocab
+
+    def _bytes_of(self, token: int) -> bytes:
+        try:
+            return self._encoding.decode_single_token_bytes(token)
+        except (KeyError, OverflowError):
+            return "\N{REPLACEMENT CHARACTER}".encode()
+
+
+def load_tokenizer(name: str = "", path: str = "", pattern: str = "") -> Tokenizer:
+    """The tokenizer named by the settings of section `[tokenizer]`.
+
+    Args:
+        name: `bytes` (one token a byte) or one of tiktoken's encodings, such as `o200k_base`.
+        path: a rank file, path or fsspec URL. Exactly one of `name` and `path` is given.
+        pattern: for a rank file: a name of the table above (empty: `default`) or a regex.
+
+    Raises:
+        ConfigError: settings that contradict each other or name nothing.
+        DataError: a rank file that is missing, damaged or impossible to download.
+    """
+    if bool(name) == bool(path):
+        raise ConfigError(
+            "tokenizer.name",
+            name,
+            "either tokenizer.name or tokenizer.path, not both and not neither",
+        )
+    if name:
+        if pattern:
+            raise ConfigError("tokenizer.pattern", pattern, "only together with tokenizer.path")
+        return Tokenizer(_named_encoding(name))
+
+    ranks = _parse_ranks(storage.read_bytes(path), path)
+    if not pattern and len(ranks) == LLAMA3_NUM_RANKS:
+        raise ConfigError(
+            "tokenizer.pattern",
+            pattern,
+            f"{path} has {LLAMA3_NUM_RANKS} ranks like Llama 3's file: say llama3, or default "
+            "if it is another one",
+        )
+    short_name = path.rstrip("/").rsplit("/", 1)[-1]
+    return Tokenizer(_encoding(short_name, ranks, pattern or "default"))
+
+
+def train_rank_file(texts: Iterable[str], vocab_size: int, path: str) -> Tokenizer:
+    """Train byte-pair merges on `texts` and write them to `path` as a tiktoken rank file.
+
+    `vocab_size` counts everything: 256 bytes, the merges and three special tokens. The same texts
+    give the same bytes of the file. Returns the tokenizer that `load_tokenizer(path=path)` gives.
+    """
+    from tokenizers import Regex, models, pre_tokenizers, trainers
+    from tokenizers import Tokenizer as HubTokenizer
+
+    smallest = 256 + len(BEGIN_END_PAD)
+    if vocab_size <= smallest:
+        raise ConfigError("vocab_size", vocab_size, f"more than {smallest} (bytes and specials)")
+    trained = HubTokenizer(models.BPE())
+    trained.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(LLAMA3_SPLIT), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size - len(BEGIN_END_PAD),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    trained.train_from_iterator(texts, trainer)
+
+    token_bytes = _bytes_of_printable()
+    by_id = sorted(trained.get_vocab().items(), key=lambda entry: entry[1])
+    merges = [bytes(token_bytes[char] for char in token) for token, _ in by_id]
+    tokens = [bytes([value]) for value in range(256)] + [t for t in merges if len(t) > 1]
+    if len(tokens) + len(BEGIN_END_PAD) < vocab_size:
+        raise DataError(
+            f"the text gives a vocabulary of {len(tokens) + len(BEGIN_END_PAD)} tokens at most, "
+            f"{vocab_size} were asked for: ask for fewer or give more text"
+        )
+    lines = [base64.b64encode(token) + b" %d\n" % rank for rank, token in enumerate(tokens)]
+    storage.write_bytes(path, b"".join(lines))
+    return load_tokenizer(path=path, pattern="default")
+
+
+def _named_encoding(name: str) -> tiktoken.Encoding:
+    if name == "bytes":
+        ranks = {bytes([value]): value for value in range(256)}
+        return _encoding("bytes", ranks, BYTES_SPLIT)
+    names = tiktoken.list_encoding_names()
+    if name not in names:
+        raise ConfigError("tokenizer.name", name, ", ".join(["bytes", *names]))
+    try:
+        return tiktoken.get_encoding(name)
+    except Exception as error:  # whatever the network stack raises
+        raise DataError(
+            f"tokenizer.name = {name!r}: its rank file could not be downloaded "
+            f"({type(error).__name__}). Copy the file to this machine and set tokenizer.path and "
+            "tokenizer.pattern, or set TIKTOKEN_CACHE_DIR to a folder in which tiktoken has it"
+        ) from error
+
+
+def _encoding(name: str, ranks: dict[bytes, int], pattern: str) -> tiktoken.Encoding:
+    """The encoding of `ranks` under a pattern name or regex, checked to keep every character."""
+    chosen = PATTERNS.get(pattern) or Pattern(pattern)
+    allowed = f"{', '.join(PATTERNS)}, or a regular expression that matches any text piece by piece"
+    try:
+        if regex.search(chosen.split, "") is not None:
+            raise ConfigError("tokenizer.pattern", pattern, f"{allowed}; this matches empty text")
+        encoding = tiktoken.Encoding(
+            name,
+            pat_str=chosen.split,
+            mergeable_ranks=ranks,
+            special_tokens={token: len(ranks) + i for token, i in chosen.special.items()},
+        )
+    except (ValueError, regex.error) as error:
+        raise ConfigError("tokenizer.pattern", pattern, f"{allowed}; {error}") from error
+    probe = "Aa éß 12345 it's_[x]\t\r\n\n  \N{GRINNING FACE} \u4e2d\u6587 !?"
+    if encoding.decode(encoding.encode_ordinary(probe)) != probe:
+        raise ConfigError("tokenizer.pattern", pattern, f"{allowed}; this skips some characters")
+    return encoding
+
+
+def _parse_ranks(content: bytes, path: str) -> dict[bytes, int]:
+    """The ranks of a tiktoken file; anything but ranks 0..n-1, each byte among them, is damage."""
+    ranks: dict[bytes, int] = {}
+    for number, line in enumerate(content.splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            token, rank = line.split()
+            ranks[base64.b64decode(token, validate=True)] = int(rank)
+        except ValueError as error:
+            raise DataError(
+                f"{path}:{number}: is not `base64 rank`: {line[:40]!r}; the file is damaged or no "
+                "tiktoken rank file"
+            ) from error
+    if sorted(ranks.values()) != list(range(len(ranks))) or not ranks:
+        raise DataError(
+            f"{path}: its {len(ranks)} tokens do not have the ranks 0 to {len(ranks) - 1}, each "
+            "once; the file is damaged: copy it again"
+        )
+    missing = [value for value in range(256) if bytes([value]) not in ranks]
+    if missing:
+        raise DataError(
+            f"{path}: has no rank for {len(missing)} of the 256 single bytes; the file is cut off "
+            "or no tiktoken rank file"
+        )
+    return ranks
+
+
+def _fingerprint(encoding: tiktoken.Encoding) -> str:
+    """16 hex digits that change with any rank, special token or the pattern."""
+    parts = [encoding._pat_str.encode()]
+    for token, rank in sorted(encoding._mergeable_ranks.items(), key=lambda entry: entry[1]):
+        parts.append(b"%d:%s" % (rank, token.hex().encode()))
+    for name, token_id in sorted(encoding._special_tokens.items()):
+        parts.append(b"%d=%s" % (token_id, name.encode()))
+    return storage.sha256_hex(b"\n".join(parts), digits=16)
+
+
+def _without_long_space(text: str) -> list[str]:
+    if LONG_SPACE.search(text) is None:
+        return [text]
+    pieces = []
+    start = 0
+    for match in LONG_SPACE.finditer(text):
+        pieces.append(text[start : match.end()])
+        start = match.end()
+    return [*pieces, text[start:]]
+
+
+def _bytes_of_printable() -> dict[str, int]:
+    """GPT-2's printable stand-ins for bytes, in which `tokenizers` spells its tokens."""
+    printable = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [value for value in range(256) if value not in printable]
+    stand_ins = {chr(value): value for value in printable}
+    return stand_ins | {chr(256 + i): value for i, value in enumerate(others)}
