@@ -13,8 +13,10 @@ import pytest
 from titan_smf.config import JobConfig, check, explain, get, load_config, save_resolved, unsupported
 from titan_smf.config_parsing import describe, settings_of
 from titan_smf.config_sections import Source
+from titan_smf.data.tokenizer import load_tokenizer
 from titan_smf.errors import ConfigError
 from titan_smf.help import SECTIONS, _field_docstrings, print_help
+from titan_smf.train_spec import model_args
 
 VALID = """\
 [training]
@@ -212,21 +214,8 @@ MISTAKES = {
         "compile.components: got ['model', 'optimizer']; allowed: ['model', 'loss']",
         "--compile.components=model,optimizer",
     ),
-    "more slots than half-keys": with_options(
-        "memory.k: got 32; allowed: memory.n_keys (16) or less",
-        "--memory.k=32",
-        "--memory.n_keys=16",
-    ),
-    "odd query": with_options(
-        "memory.k_dim: got 33; allowed: an even number: a query has two halves", "--memory.k_dim=33"
-    ),
     "layer twice": with_options(
-        "memory.layers: got [2, 2]; allowed: different block numbers, counted from 0",
-        "--memory.layers=2,2",
-    ),
-    "negative layer": with_options(
-        "memory.layers: got [-1]; allowed: different block numbers, counted from 0",
-        "--memory.layers=-1",
+        "memory.layers: got [2, 2]; allowed: each block once", "--memory.layers=2,2"
     ),
     "no data": in_file(
         "default: data.sources: got []; "
@@ -267,6 +256,39 @@ MISTAKES = {
         "--parallelism.data_parallel_replicate_degree=4",
         ranks=4,
     ),
+    # What the tokenizer and the model check.
+    "no tokenizer": with_options(
+        "tokenizer.name: got ''; "
+        "allowed: either tokenizer.name or tokenizer.path, not both and not neither",
+        "--tokenizer.name=",
+    ),
+    "two tokenizers": Mistake(
+        "<file>: tokenizer.name: got 'bytes'; "
+        "allowed: either tokenizer.name or tokenizer.path, not both and not neither",
+        more=("--tokenizer.path=ranks.tiktoken",),
+    ),
+    "unknown flavor": with_options(
+        "model.flavor: got '7B'; allowed: debug, demo, 1.3B", "--model.flavor=7B"
+    ),
+    "layer outside the model": with_options(
+        "memory.layers: got [4]; allowed: layer indices from 0 to 3: the model has 4",
+        "--memory.layers=4",
+    ),
+    "negative layer": with_options(
+        "memory.layers: got [-1]; allowed: layer indices from 0 to 3: the model has 4",
+        "--memory.layers=-1",
+    ),
+    "more slots than half-keys": with_options(
+        "memory.k: got 32; allowed: at most memory.n_keys, 16",
+        "--memory.k=32",
+        "--memory.n_keys=16",
+    ),
+    "fewer half-keys than the flavor's slots": Mistake(
+        "default: memory.k: got 8; allowed: at most memory.n_keys, 4", more=("--memory.n_keys=4",)
+    ),
+    "odd query": with_options(
+        "memory.k_dim: got 33; allowed: an even number: a key has two halves", "--memory.k_dim=33"
+    ),
     # torchtitan's settings that have no effect here.
     "tensor parallelism": with_options(
         "parallelism.tensor_parallel_degree: got 2; allowed: 1; "
@@ -287,6 +309,17 @@ MISTAKES = {
 }
 
 
+def start(argv: list[str], ranks: int) -> None:
+    """Everything of a run's start that checks settings and needs no process group."""
+    config = load_config(argv)
+    try:
+        check(config, ranks)
+        model_args(config, load_tokenizer(**dataclasses.asdict(config.tokenizer)))
+    except ConfigError as error:
+        explain(error, config)
+        raise
+
+
 @pytest.mark.parametrize("mistake", MISTAKES.values(), ids=MISTAKES)
 def test_a_mistake_gets_its_message(mistake: Mistake, tmp_path: Path) -> None:
     file = tmp_path / "run.toml"
@@ -297,7 +330,7 @@ def test_a_mistake_gets_its_message(mistake: Mistake, tmp_path: Path) -> None:
 
     argv = [place(word) for word in mistake.argv.split()]
     with pytest.raises(ConfigError) as error:
-        check(load_config([*argv, *mistake.more]), mistake.ranks)
+        start([*argv, *mistake.more], mistake.ranks)
     assert str(error.value) == place(mistake.message)
 
 

@@ -197,8 +197,7 @@ def _conditions(config: JobConfig, world_size: int) -> Iterator[Condition]:
             value = get(config, key)
             yield key, value is None or (low <= value <= high and value < math.inf), allowed
     yield from _training_conditions(config)
-    yield from _memory_conditions(config)
-    yield from _data_conditions(config)
+    yield from _model_and_data_conditions(config)
     yield from _rank_conditions(config, world_size)
 
 
@@ -237,21 +236,9 @@ def _training_conditions(config: JobConfig) -> Iterator[Condition]:
     yield "checkpoint.load_step", load_step >= -1, "the number of a step, or -1 for the latest"
 
 
-def _memory_conditions(config: JobConfig) -> Iterator[Condition]:
-    memory = config.memory
-    layers = memory.layers or []
-    yield (
-        "memory.layers",
-        len(set(layers)) == len(layers) and min(layers, default=0) >= 0,
-        "different block numbers, counted from 0",
-    )
-    yield "memory.k_dim", (memory.k_dim or 0) % 2 == 0, "an even number: a query has two halves"
-    if memory.k is not None and memory.n_keys is not None:
-        yield "memory.k", memory.k <= memory.n_keys, f"memory.n_keys ({memory.n_keys}) or less"
-
-
-def _data_conditions(config: JobConfig) -> Iterator[Condition]:
-    sources = config.data.sources
+def _model_and_data_conditions(config: JobConfig) -> Iterator[Condition]:
+    layers, sources = config.memory.layers or [], config.data.sources
+    yield "memory.layers", len(set(layers)) == len(layers), "each block once"
     yield (
         "data.sources",
         bool(sources) and all(s.path and 0 < s.weight < math.inf for s in sources),

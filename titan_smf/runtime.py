@@ -12,6 +12,7 @@ import signal
 import socket
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType, ModuleType
@@ -144,6 +145,9 @@ def configure_logging() -> None:
     root.handlers[:] = [handler]
     # torchtitan logs through the root logger; its start-up chatter stays out of the way.
     root.setLevel(logging.WARNING)
+    # Both come from torchtitan: how it turns autocast off, and meshes of one rank.
+    warnings.filterwarnings("ignore", message="In CPU autocast")
+    warnings.filterwarnings("ignore", message="Set timeout is now only supported")
     logger.setLevel(logging.INFO if rank() == 0 else logging.WARNING)
 
 

@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.distributed.fsdp import FSDPModule
 
 from titan_smf.checkpoint import Checkpointer, find_checkpoint
 from titan_smf.config import JobConfig, save_resolved
@@ -26,6 +27,7 @@ from titan_smf.data.sources import open_source
 from titan_smf.errors import CheckpointError, ConfigError
 from titan_smf.metrics import RunMetrics, read_metrics
 from titan_smf.model.llama import MemoryLlama, parameter_counts
+from titan_smf.model.value_table import ValueTable
 from titan_smf.runtime import StopRequest, prepare_torchtitan
 from titan_smf.sparse.accesses import AccessCounter, slots_used_fraction, usage_kl
 from titan_smf.train_spec import build_train_spec
@@ -68,7 +70,7 @@ class Trainer(torchtitan.train.Trainer):
         if job_config.training.mixed_precision_param != "bfloat16":
             self.maybe_enable_amp = torch.autocast(self.device.type, enabled=False)
         self.accesses = [
-            AccessCounter(table.num_local_rows, self.device) for table in model.tables
+            AccessCounter(_num_local_rows(table), self.device) for table in model.value_tables()
         ]
         self.checkpoints = Checkpointer(
             self.folder / job_config.checkpoint.folder,
@@ -119,6 +121,8 @@ class Trainer(torchtitan.train.Trainer):
             self.gc_handler.run(self.step)
             with self.metrics_processor.timed_step():
                 values, stop = self.train_step(batches)
+            if values:
+                values |= self.metrics_processor.speed()
             last = self.step == config.training.steps
             if config.validation.enable and (last or self.step % config.validation.freq == 0):
                 values |= self.validate()
@@ -163,7 +167,7 @@ class Trainer(torchtitan.train.Trainer):
             losses.append(loss.detach())
             if logged:
                 self._count(accesses)
-        for table in self.model.tables:
+        for table in self.model.value_tables():
             table.reduce_replica_gradients()
         grad_norm = dist_utils.clip_grad_norm_(
             self.model.parameters(), self.job_config.training.max_norm, foreach=True
@@ -175,7 +179,7 @@ class Trainer(torchtitan.train.Trainer):
         loss = torch.stack(losses).sum()
         dist.all_reduce(loss)
         values = {"loss": loss.item(), "grad_norm": grad_norm.item(), "lr": lr}
-        return values | self._usage() | self.metrics_processor.speed(), bool(stop)
+        return values | self._usage(), bool(stop)
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
@@ -186,6 +190,9 @@ class Trainer(torchtitan.train.Trainer):
             loss, _ = self._forward(inputs, labels)
             sums += torch.stack([loss, (labels != IGNORE_INDEX).sum().to(loss)]).double()
         dist.all_reduce(sums)
+        for module in self.model.modules():
+            if isinstance(module, FSDPModule):
+                module.reshard()  # without a backward pass the last parameters stay gathered
         self.model.train()
         return {"evaluation/validation/loss": (sums[0] / sums[1]).item()}
 
@@ -221,9 +228,17 @@ class Trainer(torchtitan.train.Trainer):
         """How the last global batch used the slots of all tables."""
         if not self.accesses:
             return {}
+        counts = torch.cat([counter.counts for counter in self.accesses])
+        replicas = self.parallel_dims.get_optional_mesh("dp_replicate")
+        groups = (
+            next(self.model.value_tables()).group,
+            replicas.get_group() if replicas is not None else None,
+        )
+        for counter in self.accesses:
+            counter.reset()
         return {
-            "memory/slots_used_fraction": slots_used_fraction(self.accesses),
-            "memory/usage_kl": usage_kl(self.accesses),
+            "memory/slots_used_fraction": slots_used_fraction(counts, *groups),
+            "memory/usage_kl": usage_kl(counts, *groups),
         }
 
     def _restore(self) -> None:
@@ -286,14 +301,14 @@ class Trainer(torchtitan.train.Trainer):
             "%s on %d x %s", config.job.description, dist.get_world_size(), self.device.type
         )
         logger.info("Model: %s parameters, %s active", f"{sizes.total:,}", f"{sizes.active:,}")
-        for table in self.model.tables:
+        for table in self.model.value_tables():
+            rows = _num_local_rows(table)
             logger.info(
-                "Value table: %s slots x %d, %s rows and %.1f MiB on a rank; layers %s",
+                "Value table: %s slots x %d; on this rank %s rows, %.1f MiB",
                 f"{memory.num_slots:,}",
                 memory.v_dim,
-                f"{table.num_local_rows:,}",
-                table.num_local_rows * memory.v_dim * table.values.element_size() / 2**20,
-                memory.layers,
+                f"{rows:,}",
+                rows * memory.v_dim * table.values.element_size() / 2**20,
             )
         logger.info(
             "Batch: %d sequences of %d tokens in %d micro-batches; %d steps",
@@ -310,3 +325,8 @@ class Trainer(torchtitan.train.Trainer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Set the position of the run."""
         self.step = state_dict["step"]
+
+
+def _num_local_rows(table: ValueTable) -> int:
+    start, stop = table.row_range
+    return stop - start

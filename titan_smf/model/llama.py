@@ -13,7 +13,7 @@ Letters: B batch, S sequence, D model, H attention heads, N slots, K slots per t
 """
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -261,12 +261,11 @@ class MemoryLlama(Transformer):
             ValueTable(memory.num_slots, memory.v_dim, dtype) for _ in range(memory.num_tables)
         )
 
-    def table_of(self, layer: int) -> ValueTable:
-        """The table that memory layer `layer` reads."""
-        memory = self.model_args.memory
-        table = self.tables[0 if memory.share_values else memory.layers.index(layer)]
-        assert isinstance(table, ValueTable)
-        return table
+    def value_tables(self) -> Iterator[ValueTable]:
+        """The tables, one for all memory layers or one each in the layers' order."""
+        for table in self.tables:
+            assert isinstance(table, ValueTable)
+            yield table
 
     def forward(  # type: ignore[override]
         self,
@@ -286,12 +285,11 @@ class MemoryLlama(Transformer):
             part of its table that were accessed by counted tokens of all ranks of the shard group.
         """
         h = self.tok_embeddings(tokens)
-        mask_T = None if counted is None else counted.flatten()
-        accesses = []
+        accesses: list[torch.Tensor] = []
         for name, block in self.layers.items():
             if int(name) in self.model_args.memory.layers:
-                table = self.table_of(int(name))
-                h, rows = block(h, self.freqs_cis, attention_masks, table, mask_T)
+                table = self.tables[len(accesses) % len(self.tables)]
+                h, rows = block(h, self.freqs_cis, attention_masks, table, counted)
                 accesses.append(rows)
             else:
                 h = block(h, self.freqs_cis, attention_masks)
@@ -315,8 +313,7 @@ class MemoryLlama(Transformer):
             block = _new_block(layer, args)
             _draw(block, args.seed, layer + 1)
             _copy_shards(block.parameters(), self.layers[str(layer)].parameters())
-        for index, table in enumerate(self.tables):
-            assert isinstance(table, ValueTable)
+        for index, table in enumerate(self.value_tables()):
             table.init_weights(_seed_of(args.seed, args.n_layers + 1 + index))
 
 

@@ -9,7 +9,6 @@ from torch import nn
 from torch.distributed.fsdp import FSDPModule
 
 from titan_smf.model.llama import MemoryBlock, MemoryLlama
-from titan_smf.model.value_table import ValueTable
 from titan_smf.runtime import prepare_torchtitan
 
 prepare_torchtitan()
@@ -69,8 +68,7 @@ def _shard(model: MemoryLlama, parallel_dims: ParallelDims, job_config: JobConfi
         reshard_after_forward_policy=job_config.parallelism.fsdp_reshard_after_forward,
     )
     model.tables = tables
-    for table in tables:
-        assert isinstance(table, ValueTable)
+    for table in model.value_tables():
         table.shard(mesh)
     if mesh.device_type == "cpu":
         for module in model.modules():
