@@ -43,6 +43,7 @@ class RunMetrics(MetricsProcessor):
         self.writer: SummaryWriter | None = None
         if rank() != 0:
             return
+        folder.mkdir(parents=True, exist_ok=True)
         lines = [line for line in read_metrics(folder) if line["step"] <= step]
         text = "".join(json.dumps(line) + "\n" for line in lines)
         (folder / METRICS_FILE).write_text(text)

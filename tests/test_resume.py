@@ -1,0 +1,121 @@
+"""A run that was killed goes on, on any number of ranks, with the losses of one that was not."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from tests.test_training import CONFIG
+
+STEPS = 40
+
+
+def start_ranks(ranks: int, *words: str) -> list[subprocess.Popen[str]]:
+    """Start `python -m titan_smf.train` as torchrun would, without torchrun in between."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    processes = []
+    for rank in range(ranks):
+        environment = os.environ | {
+            "RANK": str(rank),
+            "LOCAL_RANK": str(rank),
+            "WORLD_SIZE": str(ranks),
+            "LOCAL_WORLD_SIZE": str(ranks),
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": port,
+            "OMP_NUM_THREADS": "1",
+        }
+        processes.append(
+            subprocess.Popen(
+                [sys.executable, "-m", "titan_smf.train", "--job.config", str(CONFIG), *words],
+                env=environment,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+        )
+    return processes
+
+
+def finish(processes: list[subprocess.Popen[str]], code: int = 0) -> str:
+    """Wait for all ranks; returns what rank 0 printed."""
+    outputs = [process.communicate(timeout=180)[0] for process in processes]
+    assert [process.returncode for process in processes] == [code] * len(processes), outputs
+    return outputs[0]
+
+
+def settings(folder: Path) -> list[str]:
+    return [
+        "--job.dump_folder",
+        str(folder),
+        "--training.steps",
+        str(STEPS),
+        "--metrics.enable_tensorboard",
+        "false",
+    ]
+
+
+def losses(folder: Path) -> dict[int, float]:
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    steps = [line["step"] for line in lines]
+    assert steps == sorted(set(steps)), "one line a step"
+    return {line["step"]: line["loss"] for line in lines}
+
+
+def wait_for_step(folder: Path, step: int, processes: list[subprocess.Popen[str]]) -> None:
+    deadline = time.monotonic() + 120
+    metrics = folder / "metrics.jsonl"
+    while time.monotonic() < deadline:
+        assert all(process.poll() is None for process in processes), "a rank ended early"
+        if metrics.is_file() and f'"step": {step},' in metrics.read_text():
+            return
+        time.sleep(0.02)
+    raise TimeoutError(f"step {step} was not reached")
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> dict[int, float]:
+    folder = tmp_path_factory.mktemp("uninterrupted")
+    finish(start_ranks(2, *settings(folder)))
+    return losses(folder)
+
+
+def test_killed_and_resumed_on_other_numbers_of_ranks(
+    uninterrupted: dict[int, float], tmp_path: Path
+) -> None:
+    processes = start_ranks(2, *settings(tmp_path))
+    wait_for_step(tmp_path, 24, processes)
+    for process in processes:
+        process.send_signal(signal.SIGKILL)
+    finish(processes, code=-signal.SIGKILL)
+    assert len(losses(tmp_path)) < STEPS
+
+    output = finish(start_ranks(4, *settings(tmp_path)))
+    assert "Resumed from step" in output
+    resumed = losses(tmp_path)
+    assert list(resumed) == list(range(1, STEPS + 1))
+    assert resumed == pytest.approx(uninterrupted, abs=2e-5)
+
+    # Nothing is left to do, on one process, and nothing is trained again.
+    assert "Nothing to do" in finish(start_ranks(1, *settings(tmp_path)))
+    assert losses(tmp_path) == resumed
+
+
+def test_stop_request_saves_and_the_run_goes_on(
+    uninterrupted: dict[int, float], tmp_path: Path
+) -> None:
+    words = [*settings(tmp_path), "--checkpoint.interval", "1000"]
+    processes = start_ranks(2, *words)
+    wait_for_step(tmp_path, 5, processes)
+    processes[1].send_signal(signal.SIGTERM)  # one rank is told, all stop at the same step
+    output = finish(processes, code=75)
+    assert "Stopped on request" in output
+    assert len(list((tmp_path / "checkpoints").iterdir())) == 1
+    finish(start_ranks(1, *words))
+    assert losses(tmp_path) == pytest.approx(uninterrupted, abs=2e-5)
