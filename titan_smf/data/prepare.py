@@ -113,7 +113,9 @@ class Counts:
         """Stop where the options do not allow what was rejected."""
         if options.on_bad_line == "raise" and self.rejected_lines:
             where, cause = self.rejected[0]
-            raise DataError(f"{where}: {cause}; --on-bad-line skip leaves such lines out")
+            raise DataError(
+                f"{where}: {cause}; tools/prepare_data.py --on-bad-line skip leaves such lines out"
+            )
         if self.rejected_lines > options.max_bad_lines:
             first = "; ".join(f"{where}: {cause}" for where, cause in self.rejected[:3])
             raise DataError(
@@ -190,10 +192,10 @@ def train_tokenizer(
 ) -> Tokenizer:
     """The tokenizer of a rank file in `output`, trained on the inputs unless it is there already.
 
-    A file without a plan beside it may be from other inputs: it is trained again.
+    A file without finished parts beside it may be from other inputs: it is trained again.
     """
     path = storage.join(output, TRAINED_RANK_FILE)
-    if storage.exists(path) and storage.exists(storage.join(output, PLAN_NAME)):
+    if storage.exists(path) and _has_finished_parts(output):
         tokenizer = load_tokenizer(path=path)
         if tokenizer.n_vocab != vocab_size:
             raise ConfigError(
@@ -242,26 +244,29 @@ def _plan(
         "parts": [[asdict(piece) for piece in part] for part in parts],
     }
     path = storage.join(output, PLAN_NAME)
-    if storage.exists(path):
-        before = json.loads(storage.read_bytes(path))
-        differing = [key for key in plan if plan[key] != before.get(key)]
-        if differing:
-            shown = [
-                f"{key} ({before.get(key)} there, {plan[key]} now)"
-                if key != "parts"
-                else "the files behind the inputs"
-                for key in differing
-            ]
-            raise DataError(
-                f"{output}: was made with other settings: {'; '.join(shown)}. Choose another "
-                "output, or delete this one"
-            )
+    if _has_finished_parts(output):
+        _check_same_plan(json.loads(storage.read_bytes(path)), plan, output)
     elif storage.exists(storage.join(output, INDEX_NAME)):
         raise DataError(f"{output}: already holds token shards of another origin; choose another")
     else:
         storage.write_bytes(path, json.dumps(plan, indent=1).encode() + b"\n")
     storage.remove_unfinished(output)
     return parts
+
+
+def _check_same_plan(before: dict[str, Any], plan: dict[str, Any], output: str) -> None:
+    differing = [
+        f"{key} ({before.get(key)} there, {value} now)"
+        for key, value in plan.items()
+        if key != "parts" and value != before.get(key)
+    ]
+    if not differing and plan["parts"] != before["parts"]:
+        differing = ["the files behind the inputs"]
+    if differing:
+        raise DataError(
+            f"{output}: was made with other settings: {'; '.join(differing)}. Choose another "
+            "output, or delete this one"
+        )
 
 
 @dataclass(frozen=True)
@@ -391,6 +396,10 @@ def _exit_with_parent() -> None:
 def _is_validation(text: str, fraction: float) -> bool:
     digest = blake2b(text.encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") < fraction * 2**64
+
+
+def _has_finished_parts(output: str) -> bool:
+    return storage.exists(storage.join(output, "parts"))
 
 
 def _record_path(output: str, number: int) -> str:

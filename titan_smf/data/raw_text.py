@@ -228,7 +228,9 @@ def _text_of(row: Any, field: str) -> str | Rejected:
     if not isinstance(row, dict):
         return Rejected("", f"is {_json_type(row)}, not an object with a field {field!r}")
     if field not in row:
-        return Rejected("", f"has no field {field!r}; it has {', '.join(sorted(row)) or 'none'}")
+        return Rejected(
+            "", f"has no field {field!r}, but {', '.join(row) or 'none'} (choose by --field)"
+        )
     text = row[field]
     if not isinstance(text, str):
         return Rejected("", f"field {field!r} is {_json_type(text)}, not text")
@@ -255,7 +257,7 @@ def _plan_parquet(path: str, options: TextOptions, piece_bytes: int) -> list[Pie
         raise DataError(f"{path}: is no readable parquet file: {error}") from error
     if options.field not in schema.names:
         columns = ", ".join(schema.names)
-        raise DataError(f"{path}: has no column {options.field!r}; it has {columns}")
+        raise DataError(f"{path}: has no column {options.field!r}, but {columns} (--field)")
     column_type = schema.field(options.field).type
     if not (pyarrow.types.is_string(column_type) or pyarrow.types.is_large_string(column_type)):
         raise DataError(f"{path}: column {options.field!r} holds {column_type}, not text")

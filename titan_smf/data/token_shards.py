@@ -17,6 +17,7 @@ The *packed stream* of a folder is all its documents one after another, shard by
 
 import array
 import hashlib
+import io
 import json
 import struct
 from collections.abc import Sequence
@@ -210,11 +211,8 @@ class TokenShards:
     def verify(self) -> None:
         """Read everything and compare it with the hashes in the index."""
         for shard in self._shards:
-            path = self._folder / shard.name
-            with path.open("rb") as file:
-                _read_head(file, str(path))
-                if hashlib.file_digest(file, "sha256").hexdigest() != shard.sha256:
-                    raise self._damaged(shard, "its content does not match its hash")
+            with (self._folder / shard.name).open("rb") as file:
+                self._check_hash(shard, file)
 
     def _map(self, number: int) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
         """Offsets and tokens of one shard, mapped when first needed."""
@@ -243,6 +241,11 @@ class TokenShards:
         if (size := path.stat().st_size) != shard.bytes:
             raise self._damaged(shard, f"it has {size} bytes instead of {shard.bytes}")
 
+    def _check_hash(self, shard: ShardInfo, file: BinaryIO) -> None:
+        _read_head(file, shard.name)
+        if hashlib.file_digest(file, "sha256").hexdigest() != shard.sha256:  # type: ignore[arg-type]
+            raise self._damaged(shard, "its content does not match its hash")
+
     def _damaged(self, shard: ShardInfo, what: str) -> DataError:
         return DataError(
             f"{storage.join(self.path, shard.name)}: {what}; copy the folder again, or delete this "
@@ -256,12 +259,11 @@ class TokenShards:
                 copy = self._folder / shard.name
                 if copy.exists() and copy.stat().st_size == shard.bytes:
                     continue
-                with storage.open_binary(storage.join(self.path, shard.name)) as source:
-                    content = source.read()
+                content = storage.read_bytes(storage.join(self.path, shard.name))
                 if len(content) != shard.bytes:
                     raise self._damaged(shard, f"{len(content)} of {shard.bytes} bytes arrived")
+                self._check_hash(shard, io.BytesIO(content))
                 storage.write_bytes(str(copy), content)
-            self.verify()
 
 
 def unigram_entropy(shards: TokenShards) -> float:
