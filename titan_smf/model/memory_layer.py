@@ -21,6 +21,9 @@ from torch import Tensor, nn
 from titan_smf.model.value_table import ValueTable
 from titan_smf.ops.product_key import product_key_topk
 
+NORM_EPS = 1e-6
+"""Far below the mean square of fresh keys (6.5e-4 at k_dim 512); bfloat16's own eps is not."""
+
 
 class MemoryLayer(nn.Module):
     """`out = (y * silu(x W1)) W2`, `y = sum over heads and k slots of softmax(score) V[slot]`.
@@ -80,8 +83,8 @@ class MemoryLayer(nn.Module):
         query = query.view(-1, self.heads, 2, half)
         keys = self.keys.view(2, self.heads, self.n_keys, half)
         if self.query_gain is not None:
-            query = F.rms_norm(query, (half,)) * (self.query_gain / math.sqrt(half))
-            keys = F.rms_norm(keys, (half,))
+            query = F.rms_norm(query, (half,), eps=NORM_EPS) * (self.query_gain / math.sqrt(half))
+            keys = F.rms_norm(keys, (half,), eps=NORM_EPS)
         scores, slots = product_key_topk(
             query.to(dtype).view(-1, self.heads, self.k_dim), keys.to(dtype), self.k
         )
