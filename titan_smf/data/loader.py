@@ -23,6 +23,9 @@ from titan_smf.errors import CheckpointError, ConfigError, DataError
 IGNORE_INDEX = -100
 """The label that torchtitan's loss leaves out."""
 
+IDENTITY_KEYS = ("name", "weight", "tokens", "digest")
+"""What identifies a source in a loader's state."""
+
 Batch = tuple[dict[str, torch.Tensor], torch.Tensor]
 """`({"input": (B, S) int64}, labels (B, S) int64)`, torchtitan's form."""
 
@@ -127,12 +130,12 @@ class TokenLoader:
         Raises:
             CheckpointError: says what differs.
         """
-        saved, here = _flat(state_dict), _flat(self.state_dict())
+        saved, here = _what_for(state_dict), _what_for(self.state_dict())
         differing = [
             f"{key} is {here.get(key, 'absent')} here and {saved.get(key, 'absent')} in the "
             "checkpoint"
             for key in here | saved
-            if not key.endswith("samples_drawn") and here.get(key) != saved.get(key)
+            if here.get(key) != saved.get(key)
         ]
         if differing:
             raise CheckpointError(
@@ -204,9 +207,9 @@ def _too_short(name: str, shards: TokenShards, seq_len: int) -> DataError:
     )
 
 
-def _flat(state: dict[str, Any]) -> dict[str, Any]:
-    """The entries of a loader's state under names that can stand in a message."""
-    flat = {key: value for key, value in state.items() if key != "sources"}
+def _what_for(state: dict[str, Any]) -> dict[str, Any]:
+    """What a loader's state is a position in, under names that can stand in a message."""
+    named = {key: value for key, value in state.items() if key != "sources"}
     for number, source in enumerate(state.get("sources", [])):
-        flat |= {f"{key} of source {number}": value for key, value in source.items()}
-    return flat
+        named |= {f"{key} of source {number}": source[key] for key in IDENTITY_KEYS}
+    return named
