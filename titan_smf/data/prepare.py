@@ -159,11 +159,12 @@ def prepare(
             total.add(counts)
             total.check_rejected(options)
             progress.advance(number, counts)
-        return _finish(output, tokenizer, options, len(parts))
+        return _finish(inputs, work, len(parts))
 
 
-def _finish(output: str, tokenizer: Tokenizer, options: PrepareOptions, num_parts: int) -> Counts:
+def _finish(inputs: list[str], work: "_PartWork", num_parts: int) -> Counts:
     """Add up the records in order and write the indices, the one of the output last."""
+    output, tokenizer = work.output, work.tokenizer
     total = Counts()
     for number in range(num_parts):
         record = _read_record(output, number)
@@ -171,12 +172,12 @@ def _finish(output: str, tokenizer: Tokenizer, options: PrepareOptions, num_part
         total.add(record)
     if total.documents == 0:
         raise DataError(
-            f"{output}: the inputs hold no document ({total.empty_documents} empty, "
+            f"{', '.join(inputs)}: no document in the input ({total.empty_documents} empty, "
             f"{total.rejected_lines} rejected lines)"
         )
     if not total.shards:
         raise DataError(f"{output}: every document fell to the validation part; lower its fraction")
-    if options.validation_fraction:
+    if work.options.validation_fraction:
         if not total.validation_shards:
             raise DataError(
                 f"{output}: none of {total.documents} documents fell to the validation part; "
@@ -231,7 +232,7 @@ def _plan(
         parts[-1].append(piece)
         filled = options.part_bytes if piece.kind == "hub" else filled + piece.size
     if not parts:
-        raise DataError(f"{', '.join(inputs)}: the input is empty")
+        raise DataError(f"{', '.join(inputs)}: is empty")
 
     settings = asdict(options)
     del settings["on_bad_line"], settings["max_bad_lines"]  # may change when a run is resumed

@@ -6,6 +6,7 @@ content and the tokenizer. Several processes may ask at once: one prepares, the 
 
 import hashlib
 import json
+import shutil
 from pathlib import Path
 from urllib.parse import parse_qsl
 
@@ -68,6 +69,7 @@ def _open_text(path: str, tokenizer: Tokenizer, cache: Path) -> TokenShards:
     folder = cache / "text" / _key(name, content, str(PLAN_VERSION), tokenizer.fingerprint)
     with storage.locked(folder):
         if not (folder / INDEX_NAME).exists():
+            shutil.rmtree(folder, ignore_errors=True)  # what a killed process left
             prepare([path], str(folder), tokenizer, PrepareOptions())
     return TokenShards(str(folder), tokenizer.fingerprint)
 
