@@ -10,8 +10,9 @@ from typing import get_args
 
 import pytest
 
-from titan_smf.config import JobConfig, check, explain, get, load_config, save_resolved, unsupported
-from titan_smf.config_parsing import describe, settings_of
+from titan_smf.config import JobConfig, check, explain, load_config, save_resolved
+from titan_smf.config_checks import unsupported
+from titan_smf.config_parsing import describe, get, settings_of
 from titan_smf.config_sections import Source
 from titan_smf.data.tokenizer import load_tokenizer
 from titan_smf.errors import ConfigError
@@ -77,6 +78,10 @@ MISTAKES = {
         "<file>, line 2: training.steps: got 'steps = ten'; allowed: TOML syntax (Invalid value)",
         "[training]\nsteps = ten\n",
     ),
+    "text that does not end": in_file(
+        """<file>, line 3: job: got 'x'; allowed: TOML syntax (Unterminated string)""",
+        '[job]\ndescription = """\nx',
+    ),
     "text after a value": in_file(
         "<file>, line 2: training.steps: got 'steps = 1 seq_len = 2'; "
         "allowed: TOML syntax (Expected newline or end of document after a statement)",
@@ -94,31 +99,34 @@ MISTAKES = {
     ),
     # Names.
     "unknown key": in_file(
-        "<file>: memory.n_key: got 128; allowed: no such setting; the nearest is memory.n_keys",
+        "<file>: memory.n_key: got 128; "
+        "allowed: memory.n_keys is the nearest setting, none has this name",
         "[memory]\nn_key = 128\n",
     ),
     "key of another section": with_options(
-        "training.lr: got '0.1'; allowed: no such setting; the nearest is optimizer.lr",
+        "training.lr: got '0.1'; allowed: optimizer.lr is the nearest setting, none has this name",
         "--training.lr",
         "0.1",
     ),
     "unknown section": with_options(
-        "world.size: got '4'; allowed: no such section; the sections are job, profiling, metrics, "
+        "world.size: got '4'; allowed: the sections job, profiling, metrics, "
         "model, optimizer, lr_scheduler, training, parallelism, checkpoint, activation_checkpoint, "
         "compile, quantize, comm, memory_estimation, fault_tolerance, experimental, validation, "
-        "debug, memory, tokenizer, data",
+        "debug, memory, tokenizer, data, none has this name",
         "--world.size=4",
     ),
     "misspelt section": in_file(
-        "<file>: memry.heads: got 4; allowed: no such setting; the nearest is memory.heads",
+        "<file>: memry.heads: got 4; "
+        "allowed: memory.heads is the nearest setting, none has this name",
         "[memry]\nheads = 4\n",
     ),
     "unknown key, nothing near": with_options(
-        "memory.colour: got 'red'; allowed: no such setting; --help memory lists the section's",
+        "memory.colour: got 'red'; "
+        "allowed: the settings that --help memory lists, none has this name",
         "--memory.colour=red",
     ),
     "unknown option without a section": with_options(
-        "flavor: got 'debug'; allowed: no such setting; the nearest is model.flavor",
+        "flavor: got 'debug'; allowed: model.flavor is the nearest setting, none has this name",
         "--flavor",
         "debug",
     ),
@@ -201,6 +209,9 @@ MISTAKES = {
         "lr_scheduler.total_steps: got 10; "
         "allowed: training.steps (20) or more: past its end the rate would turn negative",
         "--lr_scheduler.total_steps=10",
+    ),
+    "beta that never forgets": with_options(
+        "optimizer.beta2: got 1.0; allowed: from 0 to below 1", "--optimizer.beta2=1"
     ),
     "unknown optimizer": with_options(
         "optimizer.name: got 'SGD'; allowed: Adam or AdamW", "--optimizer.name", "SGD"

@@ -2,103 +2,24 @@
 
 `load_config` reads and checks each value by itself, `check` what settings mean together, and
 `save_resolved` writes them all to a file that can be run again. Precedence: command line, file,
-default. What only a part of the run can check, that part checks: a flavor's sizes the model, names
-and paths the tokenizer and the data.
+default.
 """
 
 import dataclasses
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import reduce
-from itertools import chain
+from operator import getitem
 from pathlib import Path
 from typing import Any
 
 import tomli_w
 
-from titan_smf.config_parsing import COMMAND_LINE, read_arguments, read_toml, settings_of
-from titan_smf.config_sections import (
-    Checkpoint,
-    Data,
-    JobConfig,
-    Memory,
-    Metrics,
-    Model,
-    Parallelism,
-    Source,
-    Tokenizer,
-    Training,
-    Validation,
-)
+from titan_smf.config_checks import check, unsupported
+from titan_smf.config_parsing import COMMAND_LINE, get, read_arguments, read_toml, settings_of
+from titan_smf.config_sections import JobConfig
 from titan_smf.errors import ConfigError
 
-__all__ = [
-    "Checkpoint",
-    "Data",
-    "JobConfig",
-    "Memory",
-    "Metrics",
-    "Model",
-    "Parallelism",
-    "Source",
-    "Tokenizer",
-    "Training",
-    "Validation",
-    "check",
-    "explain",
-    "get",
-    "load_config",
-    "save_resolved",
-    "unsupported",
-]
-
-_SHARD_INSTEAD = "split the model and its table over more ranks instead, as FSDP does by default"
-
-# torchtitan's settings that would do nothing here, or harm: start of the key -> what to do instead.
-_UNSUPPORTED = {
-    "job.config_file": "name the file on the command line, --job.config FILE",
-    "job.save_config_file": "config.toml is always saved in job.dump_folder",
-    "job.print_config": "config.toml is always saved in job.dump_folder",
-    "job.custom_config_module": "the sections are those of titan_smf/config_sections.py",
-    "profiling.enable_memory_snapshot": "measure with profiling.enable_profiling",
-    "profiling.save_memory_snapshot_folder": "measure with profiling.enable_profiling",
-    "metrics.disable_color_printing": "nothing is printed in colour",
-    "metrics.save_for_all_ranks": "metrics are those of all ranks together",
-    "metrics.enable_wandb": "read metrics.jsonl or TensorBoard's files",
-    "model.hf_assets_path": "name the tokenizer in [tokenizer]",
-    "model.tokenizer_path": "name the tokenizer in [tokenizer]",
-    "model.converters": "set training.mixed_precision_param for a faster type",
-    "model.print_after_conversion": "there are no model converters",
-    "quantize.": "set training.mixed_precision_param for a faster type",
-    "optimizer.early_step_in_backward": "gradients are clipped together, after the backward pass",
-    "training.dataset": "name the text or the token shards in data.sources",
-    "training.dataloader.": "batches are read from memory-mapped shards, without workers",
-    "training.enable_cpu_offload": _SHARD_INSTEAD,
-    "parallelism.tensor_parallel": _SHARD_INSTEAD,
-    "parallelism.enable_async_tensor_parallel": _SHARD_INSTEAD,
-    "parallelism.disable_loss_parallel": "there is no tensor parallelism",
-    "parallelism.pipeline_parallel": _SHARD_INSTEAD,
-    "parallelism.module_fqns_per_model_part": _SHARD_INSTEAD,
-    "parallelism.context_parallel": "use a shorter training.seq_len, or full activation_checkpoint",
-    "parallelism.expert_": "there are no experts",
-    "checkpoint.enable_ft_dataloader_checkpoints": "the data position is always saved",
-    "checkpoint.initial_load_model_only": "to go on with a run, start it again as it was started",
-    "checkpoint.initial_load_in_hf": "start from a checkpoint of this project",
-    "checkpoint.exclude_from_loading": "a run resumes whole, another run's weights come alone",
-    "checkpoint.enable_first_step_checkpoint": "set checkpoint.interval to try saving early",
-    "checkpoint.last_save_model_only": "the last checkpoint can be resumed, as each one can",
-    "checkpoint.last_save_in_hf": "checkpoints are safetensors files already",
-    "checkpoint.export_dtype": "checkpoints keep the types of training",
-    "checkpoint.async_mode": "checkpoints are complete before training goes on",
-    "checkpoint.create_seed_checkpoint": "initial values do not depend on the number of ranks",
-    "validation.dataset": "name the text or the token shards in data.validation",
-    "validation.dataloader.": "batches are read from memory-mapped shards, without workers",
-    "comm.mode": "start one process without torchrun to try a configuration",
-    "memory_estimation.": "start one process with few training.steps to measure",
-    "fault_tolerance.": "start the same command again: it resumes from the last checkpoint",
-    "experimental.": "there are no experiments to import",
-    "debug.moe_force_load_balance": "there are no experts",
-}
+__all__ = ["JobConfig", "check", "explain", "load_config", "save_resolved"]
 
 
 def load_config(argv: Sequence[str]) -> JobConfig:
@@ -124,159 +45,10 @@ def _assign(config: JobConfig, values: dict[str, Any], source: str) -> None:
         config.where[key] = source
 
 
-def get(config: JobConfig, key: str) -> Any:
-    """The value of the setting, or the section, of this full name."""
-    return reduce(getattr, key.split("."), config)
-
-
 def explain(error: ConfigError, config: JobConfig) -> str:
     """The error's message, completed by where its setting was given if the error does not know."""
     error.source = error.source or config.where.get(error.key, "default")
     return str(error)
-
-
-def check(config: JobConfig, world_size: int) -> None:
-    """Raise the first ConfigError of settings that cannot work, by themselves or together.
-
-    Args:
-        world_size: number of ranks of the run.
-    """
-    for key, holds, allowed in chain(_supported(config), _conditions(config, world_size)):
-        if not holds:
-            raise ConfigError(key, get(config, key), allowed, config.where.get(key, "default"))
-
-
-Condition = tuple[str, bool, str]  # (key, whether it can be used, what is allowed)
-
-
-def _supported(config: JobConfig) -> Iterator[Condition]:
-    default = JobConfig()
-    for key in settings_of(JobConfig):
-        instead = unsupported(key)
-        if instead is not None:
-            expected = get(default, key)
-            yield key, get(config, key) == expected, f"{expected!r}; {instead}"
-
-
-def unsupported(key: str) -> str | None:
-    """What to do instead of giving this setting; None where it can be given."""
-    return next((why for start, why in _UNSUPPORTED.items() if key.startswith(start)), None)
-
-
-_AT_LEAST_ONE = {
-    "training": ("steps", "local_batch_size", "seq_len", "gc_freq"),
-    "model": ("dim", "n_layers", "n_heads", "n_kv_heads", "ffn_dim"),
-    "memory": ("n_keys", "heads", "k", "k_dim", "v_dim"),
-    "validation": ("freq", "local_batch_size", "seq_len"),
-    "parallelism": ("data_parallel_replicate_degree",),
-    "comm": ("init_timeout_seconds", "train_timeout_seconds"),
-    "checkpoint": ("interval",),
-    "metrics": ("log_freq",),
-    "profiling": ("profile_freq",),
-}
-_NOT_NEGATIVE = {
-    "optimizer": ("lr", "weight_decay", "eps"),
-    "memory": ("value_lr", "value_weight_decay"),
-    "lr_scheduler": ("warmup_steps",),
-    "checkpoint": ("keep_latest_k",),
-}
-_FRACTIONS = {
-    "optimizer": ("beta1", "beta2"),
-    "lr_scheduler": ("decay_ratio", "min_lr_factor"),
-}
-
-
-def _conditions(config: JobConfig, world_size: int) -> Iterator[Condition]:
-    """Each condition may rely on those before it."""
-    for table, low, high, allowed in (
-        (_AT_LEAST_ONE, 1, math.inf, "1 or more"),
-        (_NOT_NEGATIVE, 0, math.inf, "0 or more"),
-        (_FRACTIONS, 0, 1, "from 0 to 1"),
-    ):
-        for key in (f"{section}.{name}" for section in table for name in table[section]):
-            value = get(config, key)
-            yield key, value is None or (low <= value <= high and value < math.inf), allowed
-    yield from _training_conditions(config)
-    yield from _model_and_data_conditions(config)
-    yield from _rank_conditions(config, world_size)
-
-
-def _training_conditions(config: JobConfig) -> Iterator[Condition]:
-    training, schedule, ac = config.training, config.lr_scheduler, config.activation_checkpoint
-    components = ["model", "loss"]
-    yield "optimizer.name", config.optimizer.name in ("Adam", "AdamW"), "Adam or AdamW"
-    yield "training.max_norm", training.max_norm > 0, "more than 0; inf does not clip"
-    yield (
-        "lr_scheduler.total_steps",
-        schedule.total_steps is None or schedule.total_steps >= training.steps,
-        f"training.steps ({training.steps}) or more: past its end the rate would turn negative",
-    )
-    types = {training.dtype, training.mixed_precision_param, training.mixed_precision_reduce}
-    yield (
-        "training.dtype",
-        "float64" not in types or len(types) == 1,
-        "float64 in all of training.dtype, mixed_precision_param and mixed_precision_reduce, "
-        "or in none of them",
-    )
-    yield "compile.components", set(config.compile.components) <= set(components), f"{components}"
-    option = ac.selective_ac_option
-    yield (
-        "activation_checkpoint.selective_ac_option",
-        option == "op" or (option.isdecimal() and int(option) >= 1),
-        '"op", or n as a string for every n-th block',
-    )
-    yield (
-        "activation_checkpoint.mode",
-        ac.mode != "memory_budget"
-        or (config.compile.enable and "model" in config.compile.components),
-        "selective, full or none: memory_budget needs compile.enable",
-    )
-    steps, load_step = config.validation.steps, config.checkpoint.load_step
-    yield "validation.steps", steps == -1 or steps >= 1, "1 or more, or -1 for all the data"
-    yield "checkpoint.load_step", load_step >= -1, "the number of a step, or -1 for the latest"
-
-
-def _model_and_data_conditions(config: JobConfig) -> Iterator[Condition]:
-    layers, sources = config.memory.layers or [], config.data.sources
-    yield "memory.layers", len(set(layers)) == len(layers), "each block once"
-    yield (
-        "data.sources",
-        bool(sources) and all(s.path and 0 < s.weight < math.inf for s in sources),
-        "at least one table {path = ..., weight = ...}, with a path and a weight above 0",
-    )
-    yield (
-        "data.validation",
-        bool(config.data.validation) or not config.validation.enable,
-        "a path, because validation.enable is true",
-    )
-
-
-def _rank_conditions(config: JobConfig, world_size: int) -> Iterator[Condition]:
-    replicas = config.parallelism.data_parallel_replicate_degree
-    shards = config.parallelism.data_parallel_shard_degree
-    ranks = f"the number of ranks, {world_size}"
-    yield (
-        "parallelism.data_parallel_replicate_degree",
-        world_size % replicas == 0,
-        f"a divisor of {ranks}",
-    )
-    yield (
-        "parallelism.data_parallel_shard_degree",
-        shards == -1 or replicas * shards == world_size,
-        f"-1 or {world_size // replicas}: times data_parallel_replicate_degree ({replicas}) "
-        f"it gives {ranks}",
-    )
-    yield (
-        "parallelism.data_parallel_replicate_degree",
-        replicas == 1 or world_size // replicas > 1,
-        f"1 (FSDP), or at most {world_size // 2}: each replica is split over 2 ranks or more",
-    )
-    local, whole = config.training.local_batch_size, config.training.global_batch_size
-    yield (
-        "training.global_batch_size",
-        whole == -1 or (whole >= 1 and whole % (local * world_size) == 0),
-        f"-1, or a multiple of training.local_batch_size ({local}) times {ranks}",
-    )
 
 
 def save_resolved(config: JobConfig, path: str | Path) -> None:
@@ -285,19 +57,16 @@ def save_resolved(config: JobConfig, path: str | Path) -> None:
     Left out: what is none (always the default, TOML has no word for it) and torchtitan's settings
     that `check` lets nobody change.
     """
-    lines = [
-        "# All settings of a run, its defaults included; run it again by --job.config THIS_FILE"
-    ]
+    lines = ["# All settings of a run with its defaults; to run it again: --job.config THIS_FILE"]
     for source in dict.fromkeys(config.where.values()):
         keys = [key for key, place in config.where.items() if place == source]
         lines.append(f"# From {source}: {', '.join(keys)}")
+    values = dataclasses.asdict(config)
     tables: dict[str, Any] = {}
     for key in settings_of(JobConfig):
-        value = get(config, key)
+        *sections, name = key.split(".")
+        value = reduce(getitem, sections, values)[name]
         if value is not None and unsupported(key) is None:
-            *sections, name = key.split(".")
-            table = reduce(lambda outer, section: outer.setdefault(section, {}), sections, tables)
-            table[name] = value
-    tables["data"]["sources"] = [dataclasses.asdict(source) for source in config.data.sources]
+            reduce(lambda table, part: table.setdefault(part, {}), sections, tables)[name] = value
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     Path(path).write_text("\n".join(lines) + "\n\n" + tomli_w.dumps(tables), encoding="utf-8")

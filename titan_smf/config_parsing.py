@@ -13,6 +13,7 @@ import json
 import re
 import tomllib
 from collections.abc import Iterator, Sequence
+from functools import reduce
 from pathlib import Path
 from types import NoneType
 from typing import Any, Literal, get_args, get_origin
@@ -37,6 +38,11 @@ def settings_of(section: type, prefix: str = "") -> dict[str, Any]:
         else:
             settings[name] = field.type
     return settings
+
+
+def get(config: Any, key: str) -> Any:
+    """The value of a setting, or a section, by its full key."""
+    return reduce(getattr, key.split("."), config)
 
 
 def describe(annotation: Any) -> str:
@@ -119,12 +125,12 @@ def check_known(key: str, value: Any, known: Sequence[str], source: str) -> None
     else:
         nearest = difflib.get_close_matches(key, known, n=1)
     if nearest:
-        allowed = f"no such setting; the nearest is {nearest[0]}"
+        allowed = f"{nearest[0]} is the nearest setting, none has this name"
     elif beside:
-        allowed = f"no such setting; --help {section} lists the section's"
+        allowed = f"the settings that --help {section} lists, none has this name"
     else:
         sections = dict.fromkeys(other.partition(".")[0] for other in known)
-        allowed = "no such section; the sections are " + ", ".join(sections)
+        allowed = f"the sections {', '.join(sections)}, none has this name"
     raise ConfigError(key, value, allowed, source)
 
 
@@ -139,8 +145,8 @@ def read_toml(path: str, settings: dict[str, Any]) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(FILE_FLAG, path, _readable_file(path, error), COMMAND_LINE) from None
     try:
-        # A last line without its end would get the error position "end of document".
-        tables = tomllib.loads(text.rstrip("\n") + "\n")
+        # Without an end of line the last line's mistakes would be placed at "end of document".
+        tables = tomllib.loads(text + "\n")
     except tomllib.TOMLDecodeError as error:
         raise _syntax_error(path, text, str(error)) from None
     return dict(_flatten(tables, "", settings, path))
@@ -163,9 +169,9 @@ def _readable_file(path: str, error: Exception) -> str:
 
 def _syntax_error(path: str, text: str, message: str) -> ConfigError:
     """A `ConfigError` that names the line, and the setting on it, of tomllib's `message`."""
-    lines = text.splitlines()
+    lines = text.rstrip("\n").split("\n")
     place = re.search(r" \(at line (\d+), column \d+\)| \(at end of document\)", message)
-    number = int(place[1]) if place and place[1] else len(lines)
+    number = min(int(place[1]) if place and place[1] else len(lines), len(lines))
     line = lines[number - 1].strip()
     headers = [m[1] for m in map(re.compile(r"\s*\[+([^\[\]]+)\]").match, lines[:number]) if m]
     name = line.partition("=")[0].strip() if "=" in line else ""

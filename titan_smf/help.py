@@ -80,8 +80,9 @@ def print_help(argv: Sequence[str]) -> bool:
 
 def _describe_section(section: str) -> str:
     """Each setting of a section: key, what it allows, default, docstring."""
-    from titan_smf.config import JobConfig, get, settings_of, unsupported
-    from titan_smf.config_parsing import describe
+    from titan_smf.config_checks import unsupported
+    from titan_smf.config_parsing import describe, get, settings_of
+    from titan_smf.config_sections import JobConfig
 
     default = JobConfig()
     lines = [f"[{section}]  {SECTIONS[section]}"]
