@@ -225,6 +225,9 @@ MISTAKES = {
         "compile.components: got ['model', 'optimizer']; allowed: ['model', 'loss']",
         "--compile.components=model,optimizer",
     ),
+    "another architecture": with_options(
+        "model.name: got 'llama3'; allowed: memory_llama", "--model.name=llama3"
+    ),
     "layer twice": with_options(
         "memory.layers: got [2, 2]; allowed: each block once", "--memory.layers=2,2"
     ),

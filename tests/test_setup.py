@@ -213,6 +213,16 @@ def test_an_environment_with_another_python_is_refused(clone: Clone, tmp_path: P
     assert done.stderr.startswith(f"error: {tmp_path} has no working Python 3.11 or 3.12: activate")
 
 
+def test_a_python_without_venv_is_named(clone: Clone, tmp_path: Path) -> None:
+    path = tools(tmp_path)
+    (path / "python3").write_text("case $2 in *ensurepip*) exit 1; esac\n")
+    other = Clone(tmp_path / "other", clone.wheels)
+    shutil.copytree(clone.root / "tools", other.root / "tools")
+    done = other.set_up(tmp_path, PATH=str(path))
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: python3 cannot make virtual environments: install its")
+
+
 def test_scripts_parse_and_can_be_run() -> None:
     scripts = [ROOT / ".ci/run", *ROOT.glob("tools/*.sh"), *ROOT.glob("slurm/*.sh")]
     for script in scripts:

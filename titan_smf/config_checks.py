@@ -163,6 +163,7 @@ def _training_conditions(config: JobConfig) -> Iterator[Condition]:
 
 def _model_and_data_conditions(config: JobConfig) -> Iterator[Condition]:
     layers, sources = config.memory.layers or [], config.data.sources
+    yield "model.name", config.model.name == "memory_llama", "memory_llama"
     yield "memory.layers", len(set(layers)) == len(layers), "each block once"
     yield (
         "data.sources",

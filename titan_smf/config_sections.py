@@ -17,7 +17,7 @@ import torchtitan.config.job_config as titan  # noqa: E402
 
 @dataclass
 class Model(titan.Model):
-    name: Literal["memory_llama"] = "memory_llama"
+    name: str = "memory_llama"
     """The architecture: torchtitan's Llama whose chosen feed-forward blocks are memory layers."""
 
     flavor: str = "debug"

@@ -14,15 +14,18 @@ supported() {
 }
 
 make_venv() {
-    local name
+    local name lacking=
     for name in python3.12 python3.11 python3 python; do
-        if supported "$name"; then
+        supported "$name" || continue
+        if "$name" -c 'import ensurepip, venv' 2>/dev/null; then
             echo "Making $1 with $("$name" --version)"
-            "$name" -m venv "$1" || fail "$name cannot make virtual environments: install its" \
-                "venv module (Debian and Ubuntu: apt install $name-venv)"
+            "$name" -m venv "$1"
             return
         fi
+        lacking=$name
     done
+    [ -z "$lacking" ] || fail "$lacking cannot make virtual environments: install its venv module" \
+        "(Debian and Ubuntu: apt install $lacking-venv)"
     fail "Python 3.11 or 3.12 is needed; PATH has neither as python3.12, python3.11 or python3"
 }
 
