@@ -131,6 +131,15 @@ def check_shard_of_real_values(mesh: DeviceMesh) -> None:
         assert table.row_range[1] - table.row_range[0] == len(own)
 
 
+def check_many_entries_per_token(mesh: DeviceMesh) -> None:
+    """A token may ask one owner for more rows than a byte can count."""
+    table, slots = make_table(49, mesh), torch.arange(300) % 3
+    weights = torch.rand(1, 300, dtype=torch.float64)
+    output, accesses = table(slots.unsqueeze(0), weights)
+    assert close(output, dense_lookup(make_values(49), slots.unsqueeze(0), weights))
+    assert len(accesses) == (300 * mesh.size() if mesh.get_local_rank() == 0 else 0)
+
+
 def check_bytes(world_size: int, mesh: DeviceMesh) -> None:
     """The bytes that arrive are those of the formula, for evenly spread slots."""
     T = 10_000
@@ -221,6 +230,7 @@ def check_everything(rank: int, world_size: int) -> Tensor:
     mesh = init_device_mesh("cpu", (world_size,), mesh_dim_names=("fsdp",))
     check_cases(world_size, mesh)
     check_shard_of_real_values(mesh)
+    check_many_entries_per_token(mesh)
     check_bytes(world_size, mesh)
     check_recomputed(rank, mesh)
     check_two_readers(world_size, rank, mesh)
