@@ -156,7 +156,8 @@ class Tokenizer:
 @dataclass
 class Source:
     path: str
-    """Token shards written by `tools/prepare_data.py`, or text, prepared on first use."""
+    """Token shards written by `tools/prepare_data.py`; or text, prepared on first use; or
+    `synthetic:world?facts=N`, an invented world of N facts."""
 
     weight: float = 1.0
     """Share of the samples that come from this source, relative to the other sources' weights."""
@@ -170,7 +171,7 @@ class Data:
     """What to train on; samples are drawn from the sources in proportion to their weights."""
 
     validation: str = ""
-    """Token shards or text for the validation loss."""
+    """What the validation loss is measured on, given like the path of a source."""
 
     cache: str = ""
     """Folder for text prepared on first use; "" = `~/.cache/titan_smf`."""
