@@ -94,6 +94,9 @@ class MemoryLlamaArgs(TransformerModelArgs):
 
     def _check(self) -> None:
         memory = self.memory
+        if self.attn_type == "flex" and not torch.accelerator.is_available():
+            allowed = "sdpa on a CPU, where flex attention has no backward pass"
+            raise ConfigError("model.attn_type", "flex", allowed)
         if self.dim % self.n_heads or (self.dim // self.n_heads) % 2:
             allowed = f"a divisor of model.dim {self.dim} that leaves an even head size"
             raise ConfigError("model.n_heads", self.n_heads, allowed)
