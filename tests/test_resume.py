@@ -10,8 +10,8 @@ import time
 from pathlib import Path
 
 import pytest
-from tests.launch import run_on_ranks
-from tests.test_training import CONFIG, EXACT, SHORT, arguments, metrics, train
+from launch import run_on_ranks
+from test_training import CONFIG, EXACT, SHORT, arguments, metrics, train
 
 STEPS = 40
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.launch import run_on_ranks
+from launch import run_on_ranks
 
 ROOT = Path(__file__).parent.parent
 CONFIG = ROOT / "train_configs/debug_pretrain.toml"

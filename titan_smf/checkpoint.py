@@ -78,7 +78,7 @@ class Checkpointer:
             staging.mkdir(parents=True)
         _wait()  # the folder must exist before any rank writes into it
         tensors, plain = self._optimizer_state()
-        tensors |= {f"model.{name}": t for name, t in get_model_state_dict(self.model).items()}
+        tensors |= _prefixed(self._model_state())
         tensors["random.cpu"] = torch.get_rng_state()
         writer = HuggingFaceStorageWriter(str(staging), save_distributed=True)
         dcp.save({name: _no_scalar(t) for name, t in tensors.items()}, storage_writer=writer)
@@ -116,8 +116,8 @@ class Checkpointer:
         path = self.folder / f"step-{step}"
         state = self._open(path)
         tensors, _ = self._optimizer_state()
-        model = get_model_state_dict(self.model)
-        tensors |= {f"model.{name}": t for name, t in model.items()}
+        model = self._model_state()
+        tensors |= _prefixed(model)
         tensors["random.cpu"] = torch.get_rng_state()
         _read(path, tensors)
         set_model_state_dict(self.model, model)
@@ -134,8 +134,8 @@ class Checkpointer:
     def load_weights(self, path: Path) -> None:
         """Take only the model's weights from the checkpoint at `path`. Collective."""
         self._open(path)
-        model = get_model_state_dict(self.model)
-        _read(path, {f"model.{name}": t for name, t in model.items()})
+        model = self._model_state()
+        _read(path, _prefixed(model))
         set_model_state_dict(self.model, model)
 
     def _open(self, path: Path) -> dict[str, Any]:
@@ -155,6 +155,9 @@ class Checkpointer:
         if difference:
             raise CheckpointError(f"{path}: of another run: {difference}")
         return state
+
+    def _model_state(self) -> dict[str, Any]:
+        return get_model_state_dict(self.model)
 
     def _optimizer_state(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         flat = {f"optimizer.{name}": v for name, v in self.optimizers.state_dict().items()}
@@ -218,6 +221,10 @@ def _read(path: Path, tensors: dict[str, torch.Tensor]) -> None:
             sizes = f"{tuple(stored[name].size)}, here {tuple(tensor.shape)}"  # type: ignore[union-attr]
             raise CheckpointError(f"{path}: {name} is {sizes}")
     dcp.load(wanted, storage_reader=reader)
+
+
+def _prefixed(model_state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {f"model.{name}": tensor for name, tensor in model_state.items()}
 
 
 def _no_scalar(tensor: torch.Tensor) -> torch.Tensor:

@@ -47,13 +47,13 @@ class Model(titan.Model):
 
 @dataclass
 class Training(titan.Training):
-    dtype: Literal["bfloat16", "float32", "float64"] = "float32"
+    dtype: Literal["bfloat16", "float32", "float64"] = "float32"  # type: ignore[assignment]
     """Type of parameters, gradients and optimizer state; "float64" is for exactness checks."""
 
-    mixed_precision_param: Literal["bfloat16", "float32", "float64"] = "bfloat16"
+    mixed_precision_param: Literal["bfloat16", "float32", "float64"] = "bfloat16"  # type: ignore[assignment]
     """Type in which blocks compute; the value table keeps `memory.value_dtype`."""
 
-    mixed_precision_reduce: Literal["float32", "float64"] = "float32"
+    mixed_precision_reduce: Literal["float32", "float64"] = "float32"  # type: ignore[assignment]
     """Type in which gradients are summed over ranks."""
 
 

@@ -1,4 +1,4 @@
-"""What a run writes about itself: `metrics.jsonl`, TensorBoard with the same names, a progress line.
+"""What a run writes about itself: `metrics.jsonl`, the same for TensorBoard, a progress line.
 
 One line of `metrics.jsonl` is one step: `{"step": 20, "loss": 3.2, ...}`. A run that resumes at an
 earlier step drops the lines after it, so the file reads like that of an uninterrupted run.

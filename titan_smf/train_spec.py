@@ -91,7 +91,9 @@ class AdamWithValues(OptimizersContainer):
             "foreach": settings.implementation == "foreach",
         }
         values = [p for p in model.tables.parameters() if p.requires_grad]
-        rest = [p for p in model.parameters() if p.requires_grad and all(p is not v for v in values)]
+        rest = [
+            p for p in model.parameters() if p.requires_grad and all(p is not v for v in values)
+        ]
         groups: list[dict[str, Any]] = [{"params": rest}]
         if values:
             memory = config.memory

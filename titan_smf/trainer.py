@@ -22,11 +22,12 @@ from torch.distributed.fsdp import FSDPModule
 
 from titan_smf.checkpoint import Checkpointer, find_checkpoint
 from titan_smf.config import JobConfig, save_resolved
-from titan_smf.data.loader import Batch, validation_batches
+from titan_smf.data.loader import Batch, TokenLoader, validation_batches
 from titan_smf.data.sources import open_source
+from titan_smf.data.tokenizer import Tokenizer
 from titan_smf.errors import CheckpointError, ConfigError
 from titan_smf.metrics import RunMetrics, read_metrics
-from titan_smf.model.llama import MemoryLlama, parameter_counts
+from titan_smf.model.llama import MemoryLlama, MemoryLlamaArgs, parameter_counts
 from titan_smf.model.value_table import ValueTable
 from titan_smf.runtime import StopRequest, prepare_torchtitan
 from titan_smf.sparse.accesses import AccessCounter, slots_used_fraction, usage_kl
@@ -42,11 +43,15 @@ from torchtitan.tools.profiling import maybe_enable_profiling  # noqa: E402
 
 logger = logging.getLogger("titan_smf")
 
+
 class Trainer(torchtitan.train.Trainer):
     """One training run on all ranks, from the first batch or a checkpoint to the last step."""
 
     job_config: JobConfig
     metrics_processor: RunMetrics
+    model_args: MemoryLlamaArgs
+    tokenizer: Tokenizer  # type: ignore[assignment]
+    dataloader: TokenLoader  # type: ignore[assignment]
 
     def __init__(self, job_config: JobConfig) -> None:
         # torchtitan looks the parts up by the model's name; each run registers its own.
@@ -128,9 +133,9 @@ class Trainer(torchtitan.train.Trainer):
                 values |= self.validate()
             if values:
                 self.metrics_processor.record(self.step, values)
-            if config.checkpoint.enable and not config.checkpoint.load_only:
-                if last or stop or self.step % config.checkpoint.interval == 0:
-                    self.checkpoints.save(self.step)
+            due = last or stop or self.step % config.checkpoint.interval == 0
+            if due and config.checkpoint.enable and not config.checkpoint.load_only:
+                self.checkpoints.save(self.step)
             if stop and not last:
                 logger.info("Stopped on request after step %d", self.step)
                 return False
@@ -143,9 +148,7 @@ class Trainer(torchtitan.train.Trainer):
                 )
         return True
 
-    def train_step(  # type: ignore[override]
-        self, data_iterator: Iterator[Batch]
-    ) -> tuple[dict[str, float], bool]:
+    def train_step(self, data_iterator: Iterator[Batch]) -> tuple[dict[str, float], bool]:
         """One optimizer step on one global batch.
 
         Returns:
@@ -178,7 +181,7 @@ class Trainer(torchtitan.train.Trainer):
             return {}, bool(stop)
         loss = torch.stack(losses).sum()
         dist.all_reduce(loss)
-        values = {"loss": loss.item(), "grad_norm": grad_norm.item(), "lr": lr}
+        values = {"loss": loss.item(), "grad_norm": grad_norm.item(), "lr": float(lr)}
         return values | self._usage(), bool(stop)
 
     @torch.no_grad()

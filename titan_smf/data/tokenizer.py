@@ -17,7 +17,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-import regex  # type: ignore[import-untyped]
+import regex
 import tiktoken
 
 from titan_smf.data import storage

@@ -270,7 +270,7 @@ class MemoryLlama(Transformer):
             assert isinstance(table, ValueTable)
             yield table
 
-    def forward(  # type: ignore[override]
+    def forward(
         self,
         tokens: torch.Tensor,
         attention_masks: Any = None,
