@@ -28,7 +28,7 @@ from titan_smf.ops.routing import (
     rows_per_rank,
     spread_gradient,
 )
-from titan_smf.ops.row_gradient import dense_gradient, row_gradient
+from titan_smf.ops.row_gradient import dense_row_gradient
 
 INIT_BLOCK = 1024
 """Rows drawn by one generator. Part of the definition of the initial values: do not change."""
@@ -225,8 +225,7 @@ def _gradients(
     needs_values, needs_weights = ctx.needs_input_grad[:2]
     if needs_values:
         entry_bags = bag_of_entry(offsets, rows.shape[0])
-        touched, gradient = row_gradient(rows, entry_bags, weights, bags)
-        of_values = dense_gradient(touched, gradient, values.shape[0])
+        of_values = dense_row_gradient(rows, entry_bags, weights, bags, values.shape[0])
     if needs_weights:
         of_weights = weight_gradient(values, rows, offsets, bags)
     return of_values, of_weights
