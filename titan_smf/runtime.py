@@ -4,6 +4,7 @@ torchtitan 0.2.2 expects an accelerator and triton at import time. `prepare_torc
 importable on a machine without either and must run before anything else imports torchtitan.
 """
 
+import importlib
 import importlib.util
 import logging
 import os
@@ -98,7 +99,7 @@ def prepare_torchtitan() -> None:
             kernels.__dict__["generate_permute_indices"] = None
             sys.modules["torchtitan.models.moe.kernels"] = kernels
         with _cpu_answers():
-            pass
+            importlib.import_module("torchtitan.tools.utils")
     from torchtitan.config import TORCH_DTYPE_MAP
 
     TORCH_DTYPE_MAP["float64"] = torch.float64  # exactness checks on the CPU

@@ -36,6 +36,8 @@ TRAIN_STATEMENTS = 8
 TRAIN_QUESTIONS = 8
 QUESTION_SHARE = 0.8
 """Share of the known facts that the text also asks."""
+SMALLEST_POPULATION = 20
+"""People, towns, books and companies there are at least, so that answers cannot be guessed."""
 
 Item = TypeVar("Item")
 
@@ -154,7 +156,7 @@ class World:
     def _make_facts(self) -> list[Fact]:
         total = self.num_facts + self.num_new_facts
         draws = Draws(self.seed, "facts")
-        names = _Names(-(-total // len(RELATIONS)), draws)
+        names = _Names(max(SMALLEST_POPULATION, -(-total // len(RELATIONS))), draws)
         order = list(range(total))
         draws.shuffle(order)
         new = set(order[: self.num_new_facts])
