@@ -33,6 +33,7 @@ launch() {
 
   # A program that is asked to stop may write a checkpoint before it is killed.
   export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-240}
+  export TORCH_CPP_LOG_LEVEL=${TORCH_CPP_LOG_LEVEL:-ERROR}  # no stack dumps at rendezvous shutdown
   export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
   srun --kill-on-bad-exit=1 torchrun \
     --nnodes "$SLURM_JOB_NUM_NODES" \

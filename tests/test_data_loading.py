@@ -308,7 +308,7 @@ def test_several_processes_may_open_an_unprepared_source_at_once(
             start = time.time() + (1.5 if path == str(text) else 0.1)
             digests = pool.starmap(open_in_process, [(path, str(cache), start)] * 3, chunksize=1)
             assert set(digests) == {open_source(path, tokenizer, tmp_path / "alone").digest}
-    assert not list(cache.rglob("*.tmp"))
+    assert not list(cache.rglob("*.unfinished"))
 
 
 def test_unusable_paths_are_named(

@@ -36,9 +36,9 @@ def product_key(runs: int) -> list[Measure]:
         return best, ids[0].gather(-1, pair // k) * n_keys + ids[1].gather(-1, pair % k)
 
     def pruned_pairs(scores: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
-        a, b = best_pairs(scores[0], scores[1], k)
-        best = scores[0].gather(-1, a) + scores[1].gather(-1, b)
-        return best, ids[0].gather(-1, a) * n_keys + ids[1].gather(-1, b)
+        ranks = best_pairs(scores)
+        first, second = ids.gather(-1, ranks)
+        return scores.gather(-1, ranks).sum(0), first * n_keys + second
 
     def half_scores() -> Tensor:
         halves = query.view(T, H, 2, k_dim // 2).permute(2, 1, 0, 3)

@@ -1,5 +1,6 @@
 """Timing two alternatives fairly, and the table in which the results are printed."""
 
+import itertools
 import multiprocessing
 import statistics
 import tempfile
@@ -25,9 +26,15 @@ class Measure:
 
 
 def median_ratio(numerator: Callable[[], Any], denominator: Callable[[], Any], runs: int) -> float:
-    """Returns the ratio of two median times; the two run in turns, after two runs to warm up."""
+    """Returns the ratio of two median times; the two run in turns, after two runs to warm up.
+
+    Short functions run more often than `runs`, until a second has passed.
+    """
     times: tuple[list[float], list[float]] = ([], [])
-    for run in range(runs + 2):
+    begin = time.perf_counter()
+    for run in itertools.count():
+        if run >= runs + 2 and (time.perf_counter() - begin > 1 or run > 10 * runs):
+            break
         for function, seconds in zip((numerator, denominator), times, strict=True):
             start = time.perf_counter()
             function()

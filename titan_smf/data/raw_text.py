@@ -148,12 +148,11 @@ def _piece_starts(path: str, kind: str, piece_bytes: int) -> list[int]:
     with storage.open_binary(path) as file:
         while starts and starts[-1] + piece_bytes < size:
             position = file.seek(starts[-1] + piece_bytes)
-            line = file.readline()  # the rest of a line, which belongs to the piece before
-            position += len(line)
+            position += len(file.readline())  # the rest of a line, of the piece before
             if kind == "txt":
-                while line and line.strip():
-                    line = file.readline()
+                while (line := file.readline()).strip():
                     position += len(line)
+                position += len(line)  # the blank line, or nothing at the end of the file
             if position >= size:
                 break
             starts.append(position)

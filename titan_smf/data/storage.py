@@ -18,6 +18,8 @@ from filelock import FileLock
 
 from titan_smf.errors import DataError
 
+UNFINISHED = ".unfinished"
+
 
 def filesystem_of(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
     """The file system behind `url` and the path inside it."""
@@ -100,7 +102,7 @@ def write_file(url: str, write: Callable[[BinaryIO], Any]) -> None:
             with filesystem.open(path, "wb") as file:
                 write(file)
             return
-        unfinished = Path(f"{path}.{uuid.uuid4().hex[:8]}.tmp")
+        unfinished = Path(f"{path}.{uuid.uuid4().hex[:8]}{UNFINISHED}")
         try:
             with unfinished.open("wb") as file:
                 write(file)
@@ -114,9 +116,9 @@ def write_file(url: str, write: Callable[[BinaryIO], Any]) -> None:
 
 
 def remove_unfinished(folder: str) -> None:
-    """Delete what killed writers left in a local folder."""
+    """Delete what killed writers left in a local folder and below."""
     if is_local(folder):
-        for path in local_path(folder).glob("*.tmp"):
+        for path in local_path(folder).rglob(f"*{UNFINISHED}"):
             path.unlink(missing_ok=True)
 
 

@@ -38,37 +38,40 @@ def product_key_topk(query: Tensor, keys: Tensor, k: int) -> tuple[Tensor, Tenso
     scores_2HTn = torch.matmul(query_2HTd, keys.transpose(2, 3))
     with torch.no_grad():
         half_scores, half_slots = _largest(scores_2HTn, k)
-        a_HTk, b_HTk = best_pairs(half_scores[0], half_scores[1], k)
-        i_HTk = half_slots[0].gather(-1, a_HTk)
-        j_HTk = half_slots[1].gather(-1, b_HTk)
+        slots_2HTk = half_slots.gather(-1, best_pairs(half_scores))
     dtype = torch.promote_types(scores_2HTn.dtype, torch.float32)
-    scores_HTk = scores_2HTn[0].gather(-1, i_HTk).to(dtype) + scores_2HTn[1].gather(-1, j_HTk)
-    return scores_HTk.transpose(0, 1), (i_HTk * n_keys + j_HTk).transpose(0, 1)
+    scores_HTk = scores_2HTn.gather(-1, slots_2HTk).sum(0, dtype=dtype)
+    slots_HTk = slots_2HTk[0] * n_keys + slots_2HTk[1]
+    return scores_HTk.transpose(0, 1), slots_HTk.transpose(0, 1)
 
 
-def best_pairs(first: Tensor, second: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """Returns the ranks `(a, b)`, each (..., k), of the k largest sums `first[a] + second[b]`.
+def best_pairs(half_scores: Tensor) -> Tensor:
+    """Returns the ranks `(a, b)` of the k largest sums `half_scores[0, a] + half_scores[1, b]`.
 
     Args:
-        first, second: (..., k), each in descending order; added in at least float32.
+        half_scores: (2, ..., k), each in descending order; added in at least float32.
+
+    Returns:
+        (2, ..., k) int64: all a, then all b.
     """
-    first_rank, second_rank = _candidate_ranks(k, first.device)
-    dtype = torch.promote_types(first.dtype, torch.float32)
-    sums = first.to(dtype).index_select(-1, first_rank)
-    sums += second.index_select(-1, second_rank)
-    pair = sums.topk(k, dim=-1, sorted=False).indices
-    return first_rank[pair], second_rank[pair]
+    k = half_scores.shape[-1]
+    ranks_2P = _candidate_ranks(k, half_scores.device)
+    rows = half_scores.flatten(1, -2)  # index_select is slow on more than two dimensions
+    sums = rows[0].index_select(-1, ranks_2P[0]).to(torch.promote_types(rows.dtype, torch.float32))
+    sums += rows[1].index_select(-1, ranks_2P[1])
+    best = sums.topk(k, dim=-1, sorted=False).indices
+    return ranks_2P[:, best].view(half_scores.shape)
 
 
-def _candidate_ranks(k: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """The P pairs of ranks with `(a + 1) * (b + 1) <= k`, built on the device: k = 3 gives
-    (0, 0), (0, 1), (0, 2), (1, 0), (2, 0)."""
+def _candidate_ranks(k: int, device: torch.device) -> Tensor:
+    """The P pairs of ranks with `(a + 1) * (b + 1) <= k`, (2, P), built on the device: k = 3 gives
+    [[0, 0, 0, 1, 2], [0, 1, 2, 0, 0]]."""
     rank = torch.arange(k, device=device)
     partners = k // (rank + 1)
     P = sum(k // (a + 1) for a in range(k))
-    first_rank = rank.repeat_interleave(partners, output_size=P)
+    first = rank.repeat_interleave(partners, output_size=P)
     start = partners.cumsum(0) - partners
-    return first_rank, torch.arange(P, device=device) - start[first_rank]
+    return torch.stack([first, torch.arange(P, device=device) - start[first]])
 
 
 def _largest(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
