@@ -145,8 +145,8 @@ def configure_logging() -> None:
     handler.addFilter(lambda record: not record.getMessage().startswith(_LOGGED_NOISE))
     root = logging.getLogger()
     root.handlers[:] = [handler]
-    # torchtitan logs through the root logger; its start-up chatter stays out of the way.
-    root.setLevel(logging.WARNING)
+    # torchtitan logs through the root logger, on every rank; its start-up chatter stays out.
+    root.setLevel(logging.WARNING if rank() == 0 else logging.ERROR)
     for message in _WARNED_NOISE:
         warnings.filterwarnings("ignore", message=message)
     logger.setLevel(logging.INFO if rank() == 0 else logging.WARNING)
