@@ -187,6 +187,19 @@ def test_finished_work_is_not_repeated(tmp_path: Path, tokenizer: Tokenizer) -> 
     assert times == {file: file.stat().st_mtime_ns for file in output.rglob("*.tokens")}
 
 
+def test_lost_and_torn_shards_are_made_again(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    path = write_jsonl(tmp_path / "t.jsonl", make_texts())
+    output = tmp_path / "out"
+    options = PrepareOptions(part_bytes=4000, validation_fraction=0.3)
+    prepare([path], str(output), tokenizer, options)
+    whole = files_of(output)
+    (output / "00001-000.tokens").unlink()
+    torn = output / "validation" / "00002-000.tokens"
+    torn.write_bytes(torn.read_bytes()[:-1])
+    prepare([path], str(output), tokenizer, options)
+    assert files_of(output) == whole
+
+
 def test_validation_documents_are_no_training_documents(
     tmp_path: Path, tokenizer: Tokenizer
 ) -> None:

@@ -14,6 +14,7 @@ A killed run started again does the parts that have no record. Layout of the out
 import json
 import multiprocessing
 import os
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -183,7 +184,7 @@ def _finish(inputs: list[str], work: "_PartWork", num_parts: int) -> Counts:
                 f"{output}: none of {total.documents} documents fell to the validation part; "
                 "raise its fraction"
             )
-        write_index(storage.join(output, "validation"), tokenizer, total.validation_shards)
+        write_index(_validation_folder(output), tokenizer, total.validation_shards)
     write_index(output, tokenizer, total.shards)
     return total
 
@@ -283,8 +284,8 @@ class _PartWork:
         prefix = f"{number:05d}"
         shard_tokens = self.options.shard_tokens
         train = ShardWriter(self.output, prefix, self.tokenizer, shard_tokens)
-        validation_folder = storage.join(self.output, "validation")
-        validation = ShardWriter(validation_folder, prefix, self.tokenizer, shard_tokens)
+        folder = _validation_folder(self.output)
+        validation = ShardWriter(folder, prefix, self.tokenizer, shard_tokens)
         for piece in pieces:
             for document in read_documents(piece, self.options.text):
                 if isinstance(document, Rejected):
@@ -314,7 +315,7 @@ def _run(
             yield number, work(number, parts[number])
         return
     pool = ProcessPoolExecutor(
-        min(workers, len(todo)), multiprocessing.get_context("spawn"), _exit_with_parent
+        min(workers, len(todo)), multiprocessing.get_context("spawn"), _start_worker
     )
     try:
         futures: dict[Future[Counts], int] = {
@@ -382,8 +383,9 @@ def _only_writer(output: str) -> Iterator[None]:
         lock.release()
 
 
-def _exit_with_parent() -> None:
-    """In a worker: end when the main process is gone, even if it was killed."""
+def _start_worker() -> None:
+    """Leave interrupts to the main process, and end when it is gone, even if it was killed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     assert parent is not None, "runs in a worker process"
 
@@ -403,16 +405,25 @@ def _has_finished_parts(output: str) -> bool:
     return storage.exists(storage.join(output, "parts"))
 
 
+def _validation_folder(output: str) -> str:
+    return storage.join(output, "validation")
+
+
 def _record_path(output: str, number: int) -> str:
     return storage.join(output, "parts", f"{number:05d}.json")
 
 
 def _read_record(output: str, number: int) -> Counts | None:
+    """The record of a part, if it has one and its shards are there."""
     path = _record_path(output, number)
     if not storage.exists(path):
         return None
     record: dict[str, Any] = json.loads(storage.read_bytes(path))
     record["rejected"] = [Rejected(*entry) for entry in record["rejected"]]
-    for key in ("shards", "validation_shards"):
+    for key, folder in (("shards", output), ("validation_shards", _validation_folder(output))):
         record[key] = [ShardInfo(**entry) for entry in record[key]]
+        for shard in record[key]:
+            shard_path = storage.join(folder, shard.name)
+            if not storage.exists(shard_path) or storage.size_of(shard_path) != shard.bytes:
+                return None
     return Counts(**record)

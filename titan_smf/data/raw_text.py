@@ -8,6 +8,7 @@
 txt and jsonl may be compressed (.gz, .zst). Paths may be globs, folders and fsspec URLs.
 """
 
+import functools
 import io
 import itertools
 import json
@@ -161,7 +162,8 @@ def _piece_starts(path: str, kind: str, piece_bytes: int) -> list[int]:
 
 def _lines(file: BinaryIO, piece: Piece) -> Iterator[tuple[int, bytes]]:
     """The lines of a piece, numbered from 0 within it."""
-    file.seek(piece.start)
+    if piece.start:  # compressed files are read from the start and may not be able to seek
+        file.seek(piece.start)
     position = piece.start
     for number, line in enumerate(file):
         yield number, line
@@ -293,6 +295,7 @@ def _read_parquet(piece: Piece, options: TextOptions) -> Iterator[str | Rejected
         raise DataError(f"{piece.path}: cannot be read to its end: {error}") from error
 
 
+@functools.lru_cache
 def _load_hub(name: str, options: TextOptions) -> Any:
     import datasets
 

@@ -72,7 +72,7 @@ def open_binary(url: str, compression: str | None = None) -> Iterator[BinaryIO]:
     try:
         file = filesystem.open(path, "rb", compression=compression)
     except ValueError as error:  # fsspec does not know the compression: its package is missing
-        raise DataError(f"{url}: cannot be decompressed: {error}") from error
+        raise DataError(f"{url}: {error}; zstd needs the package zstandard") from error
     except OSError as error:
         raise DataError(f"{url}: cannot be read: {error.strerror or error}") from error
     with file:
