@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from titan_smf.ops import product_key
 from titan_smf.ops.product_key import GROUP, best_pairs, product_key_topk
 
 T, H, K_DIM = 6, 2, 6
@@ -64,6 +65,22 @@ def test_gradients_equal_those_of_the_gathered_scores(n_keys: int, k: int) -> No
     chosen = all_scores(query, keys).gather(-1, slots)
     expected = torch.autograd.grad(chosen, (query, keys), upstream)
     torch.testing.assert_close(gradients, expected, rtol=0, atol=1e-12)
+
+
+def test_many_tokens_are_searched_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    query, keys = make_query_and_keys(8)
+    expected = product_key_topk(query, keys, 3)
+    monkeypatch.setattr(product_key, "BLOCK_SCORES", 4 * keys.shape[:3].numel())  # 4 and 2 tokens
+    for actual, whole in zip(product_key_topk(query, keys, 3), expected, strict=True):
+        torch.testing.assert_close(actual, whole, rtol=0, atol=1e-12)
+    monkeypatch.setattr(product_key, "BLOCK_SCORES", 1)  # never less than a token
+    assert torch.equal(product_key_topk(query, keys, 3)[1], expected[1])
+
+
+def test_no_tokens_give_no_slots() -> None:
+    query, keys = make_query_and_keys(64)
+    scores, slots = product_key_topk(query[:0], keys, 8)
+    assert scores.shape == slots.shape == (0, H, 8)
 
 
 def test_tied_scores_give_distinct_slots_with_the_best_scores() -> None:
