@@ -235,7 +235,9 @@ def _text_of(row: Any, field: str) -> str | Rejected:
     text = row[field]
     if not isinstance(text, str):
         return Rejected("", f"field {field!r} is {_json_type(text)}, not text")
-    if any("\ud800" <= char <= "\udfff" for char in text):
+    try:
+        text.encode()
+    except UnicodeEncodeError:
         return Rejected("", f"field {field!r} holds half of a surrogate pair")
     return text
 
