@@ -12,6 +12,7 @@ torch.distributed.checkpoint in safetensors form, so any number of ranks can loa
 in a checkpoint can run code.
 """
 
+import base64
 import hashlib
 import json
 import logging
@@ -71,7 +72,10 @@ class Checkpointer:
         self.keep = keep
 
     def save(self, step: int) -> Path:
-        """Write and commit `step-N`, then remove what `keep` no longer covers. Collective."""
+        """Write and commit `step-N`, then remove what `keep` no longer covers. Collective.
+
+        What is not split over the ranks is rank 0's, the random state too.
+        """
         staging = self.folder / f".staging-step-{step}"
         if _is_first():
             shutil.rmtree(staging, ignore_errors=True)
@@ -79,7 +83,6 @@ class Checkpointer:
         _wait()  # the folder must exist before any rank writes into it
         tensors, plain = self._optimizer_state()
         tensors |= _prefixed(self._model_state())
-        tensors["random.cpu"] = torch.get_rng_state()
         writer = HuggingFaceStorageWriter(str(staging), save_distributed=True)
         dcp.save({name: _no_scalar(t) for name, t in tensors.items()}, storage_writer=writer)
         if _is_first():
@@ -89,6 +92,7 @@ class Checkpointer:
                 "world_size": dist.get_world_size() if dist.is_initialized() else 1,
                 "torch": str(torch.__version__),
                 "identity": self.identity,
+                "random": base64.b64encode(torch.get_rng_state().numpy().tobytes()).decode(),
                 "optimizer": plain,
                 "states": {name: part.state_dict() for name, part in self.states.items()},
             }
@@ -118,10 +122,10 @@ class Checkpointer:
         tensors, _ = self._optimizer_state()
         model = self._model_state()
         tensors |= _prefixed(model)
-        tensors["random.cpu"] = torch.get_rng_state()
         _read(path, tensors)
         set_model_state_dict(self.model, model)
-        torch.set_rng_state(tensors.pop("random.cpu"))
+        random_state = bytearray(base64.b64decode(state["random"]))
+        torch.set_rng_state(torch.frombuffer(random_state, dtype=torch.uint8))
         flat = {
             name.removeprefix("optimizer."): value
             for name, value in (tensors | state["optimizer"]).items()
