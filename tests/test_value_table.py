@@ -16,7 +16,7 @@ V_DIM = 6
 K = 8
 TOLERANCE = 1e-12
 
-# name, number of slots, tokens per rank (cycled), share of the slots that is ever read
+# name, number of slots, tokens of each rank, share of the slots that is ever read
 CASES = [
     ("even", 64, (5, 5, 5, 5), 1.0),
     ("uneven rows and tokens", 49, (3, 7, 1, 4), 1.0),

@@ -2,6 +2,7 @@
 
 import itertools
 import multiprocessing
+import os
 import statistics
 import tempfile
 import time
@@ -93,6 +94,7 @@ def _rank(
     args: tuple[Any, ...],
 ) -> None:
     torch.set_num_threads(1)
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world_size))
     dist.init_process_group(
         "gloo",
         init_method=f"file://{store}",

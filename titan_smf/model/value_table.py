@@ -77,12 +77,7 @@ class ValueTable(nn.Module):
         start, stop = self.row_range
         local = self.values.detach()[start:stop].clone()
         values = DTensor.from_local(
-            local,
-            mesh,
-            placements,
-            run_check=False,
-            shape=self.values.shape,
-            stride=(self.v_dim, 1),
+            local, mesh, placements, shape=self.values.shape, stride=self.values.stride()
         )
         self.values = nn.Parameter(values, requires_grad=self.values.requires_grad)
 
@@ -121,11 +116,11 @@ class ValueTable(nn.Module):
             output (T, V) in the weights' dtype, and accesses: one local row id (int32 or int64)
             for every entry by which a token of the group that counts read a row of this rank.
         """
+        values = self._local_values()
         with torch.autocast(slots.device.type, enabled=False):
-            lookup = _LocalLookup if self.wire is None else _RoutedLookup
-            return lookup.apply(
-                self._local_values(), weights, slots, counted, self.wire, self.num_slots
-            )
+            if self.wire is None:
+                return _LocalLookup.apply(values, weights, slots, counted)
+            return _RoutedLookup.apply(values, weights, slots, counted, self.wire, self.num_slots)
 
     def reduce_replica_gradients(self) -> None:
         """Sums the gradient over the replicas of these rows, if there are any.
@@ -145,13 +140,7 @@ class _LocalLookup(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any,
-        values: Tensor,
-        weights: Tensor,
-        slots: Tensor,
-        counted: Tensor | None,
-        wire: None,
-        num_slots: int,
+        ctx: Any, values: Tensor, weights: Tensor, slots: Tensor, counted: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         T, K = slots.shape
         rows = slots.flatten()
@@ -171,7 +160,7 @@ class _LocalLookup(torch.autograd.Function):
         )
         if of_weights is not None:
             of_weights = of_weights.to(weights.dtype).view_as(weights)
-        return of_values, of_weights, None, None, None, None
+        return of_values, of_weights, None, None
 
 
 class _RoutedLookup(torch.autograd.Function):

@@ -21,7 +21,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 INDEX_BYTES = 4
-SIZES = 4
+"""Of a local row id on the wire."""
+
+SIZES_BYTES = 4 * 8
+"""Of the four numbers by which two ranks agree on the sizes of what follows."""
 
 
 class Wire:
@@ -113,15 +116,9 @@ def route_entries(
     # 2. Agree on sizes: per pair of ranks entries, tokens, partial sums, entries that count.
     present_WT = counts_WT > 0
     counting_WT = counts_WT if counted is None else counts_WT * counted
-    sizes = torch.stack(
-        [
-            counts_WT.sum(1),
-            torch.full_like(counts_WT.sum(1), T),
-            present_WT.sum(1),
-            counting_WT.sum(1),
-        ],
-        dim=1,
-    )
+    entries_W = counts_WT.sum(1)
+    tokens_W = torch.full_like(entries_W, T)
+    sizes = torch.stack([entries_W, tokens_W, present_WT.sum(1), counting_WT.sum(1)], dim=1)
     each = [1] * W
     sizes_received = wire.exchange(sizes, each, each)
     sent, received = torch.stack([sizes, sizes_received]).transpose(1, 2).tolist()
@@ -133,7 +130,7 @@ def route_entries(
     count_dtype = torch.uint8 if K <= 255 else torch.int16
     counts = wire.exchange(counts_WT.flatten().to(count_dtype), sent[1], received[1])
 
-    # 4. As an owner: entries that count, and the bags. Sizes are known, so nothing waits.
+    # 4. As an owner: entries that count, and the bags. Sizes are known, so the host need not wait.
     num_counted = sum(received[3])
     accesses = rows
     if num_counted < rows.shape[0]:
@@ -189,5 +186,5 @@ def lookup_bytes(
     entries = others / W * T * K
     partials = others * (1 - (1 - 1 / W) ** K) * T
     bag_sizes = others * T * (1 if K <= 255 else 2)
-    forward = entries * (INDEX_BYTES + b) + bag_sizes + partials * v_dim * b + others * SIZES * 8
+    forward = entries * (INDEX_BYTES + b) + bag_sizes + partials * v_dim * b + others * SIZES_BYTES
     return forward, entries * b + partials * v_dim * b
