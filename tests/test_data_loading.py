@@ -128,6 +128,16 @@ def test_every_sample_once_per_epoch_in_a_new_order(sources: list[WeightedShards
     assert other_seed != samples[: len(other_seed)]
 
 
+def test_only_whole_samples_are_drawn(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    for num_tokens, num_samples in ((2 * SEQ_LEN, 1), (2 * SEQ_LEN + 1, 2), (3 * SEQ_LEN, 2)):
+        writer = ShardWriter(str(tmp_path / str(num_tokens)), "00000", tokenizer)
+        writer.add("".join(chr(32 + i) for i in range(num_tokens - 2)))
+        write_index(str(tmp_path / str(num_tokens)), tokenizer, writer.close())
+        source = WeightedShards("s", TokenShards(str(tmp_path / str(num_tokens))))
+        assert len(set(take([loader([source], batch_size=1)], num_batches=6))) == num_samples
+        assert len(list(validation_batches(source.shards, SEQ_LEN, 1, 0, 1))) == num_samples
+
+
 def test_mixture_draws_each_source_in_its_own_order(sources: list[WeightedShards]) -> None:
     owner = {w: source.name for source in sources for w in all_windows(source.shards)}
     samples = take([loader(sources, batch_size=8)], num_batches=50)
@@ -238,6 +248,9 @@ def test_validation_samples_do_not_depend_on_the_ranks(sources: list[WeightedSha
             seen.append(sorted(samples))
         assert len(seen[0]) == expected
         assert set(seen[0]) <= set(windows)
+        if num_samples == 24:
+            places = sorted(windows.index(sample) for sample in seen[0])
+            assert places[-1] > 0.9 * len(windows), "samples come from everywhere"
         assert all(other == seen[0] for other in seen)
 
 

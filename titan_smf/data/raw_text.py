@@ -153,7 +153,6 @@ def _piece_starts(path: str, kind: str, piece_bytes: int) -> list[int]:
             if kind == "txt":
                 while (line := file.readline()).strip():
                     position += len(line)
-                position += len(line)  # the blank line, or nothing at the end of the file
             if position >= size:
                 break
             starts.append(position)

@@ -193,7 +193,7 @@ class TokenShards:
         parts = []
         while start < stop:
             begin, end = self._token_starts[first : first + 2]
-            parts.append(self._map(first)[1][start - begin : min(stop, end) - begin])
+            parts.append(self._map(first)[1][start - begin : stop - begin])
             start = min(stop, end)
             first += 1
         if len(parts) == 1:
