@@ -48,7 +48,7 @@ def checkpointer(folder: str, ranks: int, keep: int = 0) -> tuple[Checkpointer, 
     for parameter in model.parameters():
         parameter.grad = torch.ones_like(parameter)
     optimizers.step()
-    states = {"counter": Counter()}
+    states: dict[str, Any] = {"counter": Counter()}
     return Checkpointer(Path(folder), model, optimizers, states, {"a": 1}, keep), model, optimizers
 
 

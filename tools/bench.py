@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import torch
 
-from titan_smf.bench import lookup
+from titan_smf.bench import lookup, training
 from titan_smf.bench.measure import Measure, table
 
 GROUPS: dict[str, Callable[[int], list[Measure]]] = {
@@ -18,6 +18,8 @@ GROUPS: dict[str, Callable[[int], list[Measure]]] = {
     "backward": lookup.backward,
     "bytes": lookup.wire_bytes,
     "memory": lookup.memory,
+    "step_time": training.step_time,
+    "run_memory": training.run_memory,
 }
 
 

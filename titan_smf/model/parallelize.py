@@ -71,7 +71,11 @@ def _shard(model: MemoryLlama, parallel_dims: ParallelDims, job_config: JobConfi
     for table in model.value_tables():
         table.shard(mesh)
     if mesh.device_type == "cpu":
-        for module in model.modules():
-            if isinstance(module, FSDPModule):
-                # Gloo has no pre-multiplied sum.
-                module.set_force_sum_reduction_for_comms(True)
+        reduce_by_plain_sums(model)
+
+
+def reduce_by_plain_sums(model: nn.Module) -> None:
+    """Let FSDP use gloo, which has no pre-multiplied sum."""
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.set_force_sum_reduction_for_comms(True)
