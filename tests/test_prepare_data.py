@@ -367,6 +367,9 @@ def test_user_mistakes_end_with_one_line_and_exit_code_2(tmp_path: Path) -> None
     (tmp_path / "broken.jsonl").write_text('{"text": "fine"}\n{"text": \n')
     (tmp_path / "broken.parquet").write_bytes(b"PAR1 this is not parquet PAR1")
     (tmp_path / "torn.jsonl.gz").write_bytes(gzip.compress(b'{"text": "x"}\n' * 999)[:-9])
+    harmed = bytearray(gzip.compress(b"".join(b'{"text": "%d"}\n' % n for n in range(9999))))
+    harmed[5000:5020] = bytes(20)
+    (tmp_path / "harmed.jsonl.gz").write_bytes(harmed)
     (tmp_path / "words.csv").write_text("a,b")
     pyarrow.parquet.write_table(pyarrow.table({"n": [1]}), tmp_path / "n.parquet")
     out = tmp_path / "out"
@@ -382,8 +385,9 @@ def test_user_mistakes_end_with_one_line_and_exit_code_2(tmp_path: Path) -> None
         ([tmp_path / "words.csv", *fresh], "is of no known kind"),
         ([tmp_path / "empty.jsonl", *fresh], "empty.jsonl: is empty"),
         ([tmp_path / "broken.jsonl", *fresh], "broken.jsonl:2: is not JSON: Expecting value"),
-        ([tmp_path / "broken.parquet", *fresh], "is no readable parquet file"),
-        ([tmp_path / "torn.jsonl.gz", *fresh], "torn.jsonl.gz: cannot be read to its end"),
+        ([tmp_path / "broken.parquet", *fresh], "broken.parquet: cannot be read: "),
+        ([tmp_path / "torn.jsonl.gz", *fresh], "torn.jsonl.gz: cannot be read: Compressed file ended"),
+        ([tmp_path / "harmed.jsonl.gz", *fresh], "harmed.jsonl.gz: cannot be read: "),
         ([tmp_path / "n.parquet", *fresh], "has no column 'text', but n"),
         ([tmp_path / "n.parquet", *fresh, "--field", "n"], "column 'n' holds int64, not text"),
         (["nosuch://bucket/x.txt", *fresh], "nosuch://bucket/x.txt: cannot be reached"),

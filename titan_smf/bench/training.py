@@ -3,12 +3,14 @@
 N slots, W ranks, V value dim
 """
 
+import copy
+import dataclasses
 import statistics
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from titan_smf.bench.measure import Measure, on_ranks
 from titan_smf.runtime import peak_resident_bytes
@@ -98,8 +100,6 @@ def _ours(folder: str, settings: dict[str, Any]) -> list[float]:
 
 def _torchtitan(folder: str, settings: dict[str, Any]) -> list[float]:
     """The same of torchtitan's trainer and dense model, on the same batches."""
-    import dataclasses
-
     import torchtitan.train
     from torchtitan.models.llama3 import get_train_spec
     from torchtitan.protocols.train_spec import register_train_spec
@@ -119,8 +119,8 @@ def _torchtitan(folder: str, settings: dict[str, Any]) -> list[float]:
     seconds: list[float] = []
     config = _config(folder, settings)
     ours = build_train_spec(config)
-    args = dataclasses.replace(get_train_spec().model_args["debugmodel"])  # type: ignore[type-var]
-    args.vocab_size = ours.model_args[config.model.flavor].vocab_size
+    args: Any = copy.copy(get_train_spec().model_args["debugmodel"])
+    args.vocab_size = cast(Any, ours.model_args[config.model.flavor]).vocab_size
     config.model.name, config.model.flavor = f"llama3 {folder}", "debugmodel"
     register_train_spec(
         config.model.name,

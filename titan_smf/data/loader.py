@@ -23,8 +23,8 @@ from titan_smf.errors import CheckpointError, ConfigError, DataError
 IGNORE_INDEX = -100
 """The label that torchtitan's loss leaves out."""
 
-IDENTITY_KEYS = ("name", "weight", "tokens", "digest")
-"""What identifies a source in a loader's state."""
+IDENTITY_KEYS = ("weight", "tokens", "digest")
+"""What must be the same of a source where a position is resumed; its path may change."""
 
 Batch = tuple[dict[str, torch.Tensor], torch.Tensor]
 """`({"input": (B, S) int64}, labels (B, S) int64)`, torchtitan's form."""
@@ -125,7 +125,7 @@ class TokenLoader:
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go to a saved position; the data, weights, sequence length and seed must be the same.
 
-        Sources are compared by name, weight and content, so a folder may have moved.
+        Sources are compared by weight and content, so a folder may have moved.
 
         Raises:
             CheckpointError: says what differs.
@@ -182,9 +182,8 @@ def validation_batches(
 
 
 def _as_batch(tokens: npt.NDArray[np.int64]) -> Batch:
-    return {"input": torch.from_numpy(tokens[:, :-1].copy())}, torch.from_numpy(
-        tokens[:, 1:].copy()
-    )
+    inputs, labels = tokens[:, :-1].copy(), tokens[:, 1:].copy()
+    return {"input": torch.from_numpy(inputs)}, torch.from_numpy(labels)
 
 
 def _check_sources(sources: Sequence[WeightedShards], seq_len: int) -> None:
@@ -211,5 +210,5 @@ def _what_for(state: dict[str, Any]) -> dict[str, Any]:
     """What a loader's state is a position in, under names that can stand in a message."""
     named = {key: value for key, value in state.items() if key != "sources"}
     for number, source in enumerate(state.get("sources", [])):
-        named |= {f"{key} of source {number}": source[key] for key in IDENTITY_KEYS}
+        named |= {f"{key} of source {number + 1}": source[key] for key in IDENTITY_KEYS}
     return named

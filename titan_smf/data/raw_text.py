@@ -20,8 +20,8 @@ from titan_smf.data import storage
 from titan_smf.errors import ConfigError, DataError
 
 HUB_PREFIX = "hf:"
-COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
-KINDS = {".txt": "txt", ".jsonl": "jsonl", ".parquet": "parquet"}
+KINDS = ("txt", "jsonl", "parquet")
+COMPRESSIONS = {"gz": "gzip", "zst": "zstd"}
 TO_THE_END = -1
 
 
@@ -91,18 +91,23 @@ def plan_pieces(inputs: list[str], options: TextOptions, piece_bytes: int) -> li
 
 def kind_of(path: str) -> tuple[str, str | None]:
     """The kind of a file and its compression, by its name."""
-    name = path.rsplit("/", 1)[-1].lower()
-    compression = None
-    for suffix, method in COMPRESSIONS.items():
-        if name.endswith(suffix):
-            name, compression = name.removesuffix(suffix), method
-    for suffix, kind in KINDS.items():
-        if name.endswith(suffix) and not (kind == "parquet" and compression):
-            return kind, compression
-    raise DataError(
-        f"{path}: is of no known kind; known are {', '.join(KINDS)}, the first two also with "
-        f"{' or '.join(COMPRESSIONS)}"
-    )
+    found = _kind(path)
+    if found is None:
+        raise DataError(
+            f"{path}: is of no known kind; known are {', '.join(KINDS)}, the first two also with "
+            f"{' or '.join(COMPRESSIONS)}"
+        )
+    return found
+
+
+def _kind(path: str) -> tuple[str, str | None] | None:
+    stem, _, compression = path.lower().rpartition(".")
+    if compression not in COMPRESSIONS:
+        stem, compression = path.lower(), ""
+    kind = stem.rpartition(".")[2]
+    if kind not in KINDS or (kind == "parquet" and compression):
+        return None
+    return kind, COMPRESSIONS.get(compression)
 
 
 def read_documents(piece: Piece, options: TextOptions) -> Iterator[str | Rejected]:
@@ -113,33 +118,26 @@ def read_documents(piece: Piece, options: TextOptions) -> Iterator[str | Rejecte
         yield from _read_parquet(piece, options)
     else:
         read = _read_jsonl if piece.kind == "jsonl" else _read_txt
-        try:
-            with storage.open_binary(piece.path, kind_of(piece.path)[1]) as file:
-                yield from read(io.BufferedReader(file), piece, options)  # type: ignore[type-var]
-        except (EOFError, OSError) as error:
-            raise DataError(f"{piece.path}: cannot be read to its end: {error}") from error
+        with storage.open_binary(piece.path, kind_of(piece.path)[1]) as file:
+            yield from read(io.BufferedReader(file), piece, options)  # type: ignore[type-var]
 
 
 def _expand(given: str) -> list[str]:
     """The files that a path, folder or glob stands for, sorted."""
-    filesystem, path = storage.filesystem_of(given)
-    if any(char in path for char in "*?["):
-        found = sorted(filesystem.glob(path))
-        if not found:
-            raise DataError(f"{given}: no file matches")
-    elif filesystem.isdir(path):
-        suffixes = tuple(kind + comp for kind in KINDS for comp in ("", *COMPRESSIONS))
-        found = sorted(name for name in filesystem.find(path) if name.endswith(suffixes))
-        if not found:
+    if storage.is_folder(given):
+        files = [path for path in storage.files_of(given) if _kind(path)]
+        if not files:
             raise DataError(f"{given}: holds no file of a known kind ({', '.join(KINDS)})")
-    elif filesystem.exists(path):
-        return [given]
-    else:
+        return files
+    if any(char in given for char in "*?["):
+        files = storage.files_of(given)
+        if not files:
+            raise DataError(f"{given}: no file matches")
+        return files
+    if not storage.exists(given):
         hub = f"; for a dataset of the Hugging Face hub write {HUB_PREFIX}{given}"
         raise storage.missing(given, hub if given.count("/") == 1 else "")
-    if storage.is_local(given):
-        return found
-    return [filesystem.unstrip_protocol(name) for name in found]
+    return [given]
 
 
 def _piece_starts(path: str, kind: str, piece_bytes: int) -> list[int]:
@@ -212,38 +210,46 @@ def _read_jsonl(file: BinaryIO, piece: Piece, options: TextOptions) -> Iterator[
         if not line.strip():
             continue
         try:
-            value = json.loads(line)
-        except UnicodeDecodeError as error:
-            yield _rejected_line(piece, number, f"is not UTF-8: {error.reason}")
-            continue
-        except (ValueError, RecursionError) as error:
-            yield _rejected_line(piece, number, f"is not JSON: {error}")
-            continue
-        text = _text_of(value, options.field)
-        yield text if isinstance(text, str) else _rejected_line(piece, number, text.cause)
+            document = _text_of(_parse_json(line), options.field)
+        except _NoDocumentError as error:
+            yield _rejected_line(piece, number, str(error))
+        else:
+            yield document
 
 
-def _text_of(row: Any, field: str) -> str | Rejected:
-    """The text of a JSON object or row, or why it has none."""
+class _NoDocumentError(Exception):
+    """Why a line or row is no document."""
+
+
+def _parse_json(line: bytes) -> Any:
+    try:
+        return json.loads(line)
+    except UnicodeDecodeError as error:
+        raise _NoDocumentError(f"is not UTF-8: {error.reason}") from error
+    except (ValueError, RecursionError) as error:
+        raise _NoDocumentError(f"is not JSON: {error}") from error
+
+
+def _text_of(row: Any, field: str) -> str:
+    """The text of a JSON object or row."""
     if not isinstance(row, dict):
-        return Rejected("", f"is {_json_type(row)}, not an object with a field {field!r}")
+        raise _NoDocumentError(f"is {_json_type(row)}, not an object with a field {field!r}")
     if field not in row:
-        return Rejected(
-            "", f"has no field {field!r}, but {', '.join(row) or 'none'} (choose by --field)"
-        )
+        others = ", ".join(row) or "none"
+        raise _NoDocumentError(f"has no field {field!r}, but {others} (choose by --field)")
     text = row[field]
     if not isinstance(text, str):
-        return Rejected("", f"field {field!r} is {_json_type(text)}, not text")
+        raise _NoDocumentError(f"field {field!r} is {_json_type(text)}, not text")
     try:
         text.encode()
-    except UnicodeEncodeError:
-        return Rejected("", f"field {field!r} holds half of a surrogate pair")
+    except UnicodeEncodeError as error:
+        raise _NoDocumentError(f"field {field!r} holds half of a surrogate pair") from error
     return text
 
 
 def _json_type(value: Any) -> str:
-    names = {dict: "an object", list: "a list", bool: "true or false", type(None): "null"}
-    return names.get(type(value), "text" if isinstance(value, str) else "a number")
+    names = {dict: "an object", list: "a list", str: "text", bool: "a boolean", type(None): "null"}
+    return names.get(type(value), "a number")
 
 
 def _plan_parquet(path: str, options: TextOptions, piece_bytes: int) -> list[Piece]:
@@ -251,12 +257,9 @@ def _plan_parquet(path: str, options: TextOptions, piece_bytes: int) -> list[Pie
     import pyarrow
     import pyarrow.parquet
 
-    try:
-        with storage.open_binary(path) as file:
-            parquet = pyarrow.parquet.ParquetFile(file)
-            schema, metadata = parquet.schema_arrow, parquet.metadata
-    except pyarrow.ArrowException as error:
-        raise DataError(f"{path}: is no readable parquet file: {error}") from error
+    with storage.open_binary(path) as file:
+        parquet = pyarrow.parquet.ParquetFile(file)
+        schema, metadata = parquet.schema_arrow, parquet.metadata
     if options.field not in schema.names:
         columns = ", ".join(schema.names)
         raise DataError(f"{path}: has no column {options.field!r}, but {columns} (--field)")
@@ -275,25 +278,23 @@ def _plan_parquet(path: str, options: TextOptions, piece_bytes: int) -> list[Pie
 
 
 def _read_parquet(piece: Piece, options: TextOptions) -> Iterator[str | Rejected]:
-    import pyarrow
     import pyarrow.parquet
 
-    try:
-        with storage.open_binary(piece.path) as file:
-            parquet = pyarrow.parquet.ParquetFile(file)
-            row = sum(parquet.metadata.row_group(g).num_rows for g in range(piece.start))
-            groups = list(range(piece.start, piece.stop))
-            for batch in parquet.iter_batches(row_groups=groups, columns=[options.field]):
-                for value in batch.column(0):
-                    row += 1
-                    try:
-                        text = _text_of({options.field: value.as_py()}, options.field)
-                    except UnicodeDecodeError as error:
-                        text = Rejected("", f"is not UTF-8: {error.reason}")
-                    where = f"{piece.path}: row {row}"
-                    yield text if isinstance(text, str) else Rejected(where, text.cause)
-    except (pyarrow.ArrowException, OSError) as error:
-        raise DataError(f"{piece.path}: cannot be read to its end: {error}") from error
+    with storage.open_binary(piece.path) as file:
+        parquet = pyarrow.parquet.ParquetFile(file)
+        row = sum(parquet.metadata.row_group(group).num_rows for group in range(piece.start))
+        groups = list(range(piece.start, piece.stop))
+        for batch in parquet.iter_batches(row_groups=groups, columns=[options.field]):
+            for value in batch.column(0):
+                row += 1
+                try:
+                    document = _text_of({options.field: value.as_py()}, options.field)
+                except UnicodeDecodeError as error:
+                    yield Rejected(f"{piece.path}: row {row}", f"is not UTF-8: {error.reason}")
+                except _NoDocumentError as error:
+                    yield Rejected(f"{piece.path}: row {row}", str(error))
+                else:
+                    yield document
 
 
 @functools.lru_cache
@@ -325,5 +326,9 @@ def _read_hub(piece: Piece, options: TextOptions) -> Iterator[str | Rejected]:
         except Exception as error:
             raise DataError(f"{where}: cannot be read after row {row}: {error}") from error
         row += 1
-        text = _text_of(value, options.field)
-        yield text if isinstance(text, str) else Rejected(f"{where}, row {row}", text.cause)
+        try:
+            document = _text_of(value, options.field)
+        except _NoDocumentError as error:
+            yield Rejected(f"{where}, row {row}", str(error))
+        else:
+            yield document

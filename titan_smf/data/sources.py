@@ -50,8 +50,7 @@ def open_source(
         return _open_synthetic(path, tokenizer, cache)
     if not storage.exists(path):
         raise storage.missing(path)
-    filesystem, inner = storage.filesystem_of(path)
-    if filesystem.isdir(inner):
+    if storage.is_folder(path):
         return TokenShards(path, tokenizer.fingerprint, cache)
     return _open_text(path, tokenizer, cache)
 

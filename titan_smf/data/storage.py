@@ -6,27 +6,38 @@ failure becomes a DataError that names the file.
 
 import difflib
 import hashlib
+import importlib.util
 import os
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import fsspec
 from filelock import FileLock
 
-from titan_smf.errors import DataError
+from titan_smf.errors import DataError, UserError
 
 UNFINISHED = ".unfinished"
 
 
+@contextmanager
+def named_failures(url: str, action: str) -> Iterator[None]:
+    """Turn whatever a file system or decompressor raises into a DataError that names `url`."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        cause = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        raise DataError(f"{url}: cannot be {action}: {cause}") from error
+
+
 def filesystem_of(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
     """The file system behind `url` and the path inside it."""
-    try:
+    with named_failures(url, "reached"):
         return fsspec.core.url_to_fs(url)
-    except (ImportError, ValueError) as error:
-        raise DataError(f"{url}: cannot be reached: {error}") from error
 
 
 def is_local(url: str) -> bool:
@@ -44,7 +55,28 @@ def join(folder: str, *names: str) -> str:
 
 def exists(url: str) -> bool:
     filesystem, path = filesystem_of(url)
-    return bool(filesystem.exists(path))
+    with named_failures(url, "reached"):
+        return bool(filesystem.exists(path))
+
+
+def is_folder(url: str) -> bool:
+    filesystem, path = filesystem_of(url)
+    with named_failures(url, "reached"):
+        return bool(filesystem.isdir(path))
+
+
+def size_of(url: str) -> int:
+    filesystem, path = filesystem_of(url)
+    with named_failures(url, "reached"):
+        return int(filesystem.size(path))
+
+
+def files_of(url: str) -> list[str]:
+    """The files that a glob matches or that lie in a folder and below it, sorted."""
+    filesystem, path = filesystem_of(url)
+    with named_failures(url, "listed"):
+        found = sorted(filesystem.find(path) if is_folder(url) else filesystem.glob(path))
+    return found if is_local(url) else [filesystem.unstrip_protocol(name) for name in found]
 
 
 def missing(url: str, hint: str = "") -> DataError:
@@ -53,29 +85,20 @@ def missing(url: str, hint: str = "") -> DataError:
     folder, _, name = path.rstrip("/").rpartition("/")
     try:
         beside = [str(entry).rpartition("/")[2] for entry in filesystem.ls(folder, detail=False)]
-    except (OSError, ValueError):
+    except Exception:  # the folder is missing too, or cannot be listed
         beside = []
     close = difflib.get_close_matches(name, beside, n=3)
     did_you_mean = f"; beside it there is {', '.join(close)}" if close else ""
     return DataError(f"{url}: does not exist{did_you_mean}{hint}")
 
 
-def size_of(url: str) -> int:
-    filesystem, path = filesystem_of(url)
-    return int(filesystem.size(path))
-
-
 @contextmanager
 def open_binary(url: str, compression: str | None = None) -> Iterator[BinaryIO]:
-    """`url` opened for reading; a failure to open it is a DataError that names it."""
+    """`url` opened for reading; a failure to open or read it is a DataError that names it."""
     filesystem, path = filesystem_of(url)
-    try:
-        file = filesystem.open(path, "rb", compression=compression)
-    except ValueError as error:  # fsspec does not know the compression: its package is missing
-        raise DataError(f"{url}: {error}; zstd needs the package zstandard") from error
-    except OSError as error:
-        raise DataError(f"{url}: cannot be read: {error.strerror or error}") from error
-    with file:
+    if compression == "zstd" and importlib.util.find_spec("zstandard") is None:
+        raise DataError(f"{url}: install the package zstandard to read it")
+    with named_failures(url, "read"), filesystem.open(path, "rb", compression=compression) as file:
         yield file
 
 
@@ -90,29 +113,21 @@ def write_bytes(url: str, content: bytes) -> None:
     Object stores publish an object when its upload ends; on a local disk the file is written
     under another name and then renamed.
     """
-    write_file(url, lambda file: file.write(content))
-
-
-def write_file(url: str, write: Callable[[BinaryIO], Any]) -> None:
-    """As `write_bytes`, with the content written by a function."""
     filesystem, path = filesystem_of(url)
-    try:
+    with named_failures(url, "written"):
         filesystem.makedirs(filesystem._parent(path), exist_ok=True)
         if not is_local(url):
-            with filesystem.open(path, "wb") as file:
-                write(file)
+            filesystem.pipe_file(path, content)
             return
         unfinished = Path(f"{path}.{uuid.uuid4().hex[:8]}{UNFINISHED}")
         try:
             with unfinished.open("wb") as file:
-                write(file)
+                file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
             unfinished.replace(path)
         finally:
             unfinished.unlink(missing_ok=True)
-    except OSError as error:
-        raise DataError(f"{url}: cannot be written: {error.strerror or error}") from error
 
 
 def remove_unfinished(folder: str) -> None:
