@@ -298,6 +298,7 @@ class MemoryLlama(Transformer):
                 h = block(h, self.freqs_cis, attention_masks)
         return self.output(self.norm(h)), accesses
 
+    @torch.no_grad()
     def init_weights(self, buffer_device: torch.device | None = None) -> None:
         """Draw the initial weights; they depend on the seed alone, not on ranks or device.
 
