@@ -11,7 +11,8 @@ import argparse
 import sys
 import time
 
-from titan_smf.data.prepare import PrepareOptions, prepare, train_tokenizer
+from titan_smf.data.prepare import prepare, train_tokenizer
+from titan_smf.data.prepare_part import PrepareOptions
 from titan_smf.data.raw_text import TextOptions
 from titan_smf.data.tokenizer import load_tokenizer
 from titan_smf.errors import UserError

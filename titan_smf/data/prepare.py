@@ -21,23 +21,21 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
-from hashlib import blake2b
+from dataclasses import asdict
 from typing import Any
 
 from filelock import FileLock, Timeout
 
 from titan_smf.data import storage
-from titan_smf.data.raw_text import Piece, Rejected, TextOptions, plan_pieces, read_documents
-from titan_smf.data.token_shards import (
-    INDEX_NAME,
-    PLAN_NAME,
-    SHARD_TOKENS,
-    ShardInfo,
-    ShardWriter,
-    describe,
-    write_index,
+from titan_smf.data.prepare_part import (
+    Counts,
+    PartWork,
+    PrepareOptions,
+    read_record,
+    validation_folder,
 )
+from titan_smf.data.raw_text import Piece, plan_pieces, read_documents
+from titan_smf.data.token_shards import INDEX_NAME, PLAN_NAME, describe, write_index
 from titan_smf.data.tokenizer import Tokenizer, load_tokenizer, train_rank_file
 from titan_smf.errors import ConfigError, DataError
 
@@ -45,84 +43,6 @@ PLAN_VERSION = 1
 TRAINED_RANK_FILE = "tokenizer.tiktoken"
 TRAINING_CHARACTERS = 1 << 28
 """A rank file is trained on the first documents, up to this much text."""
-REJECTED_SHOWN = 10
-
-
-@dataclass(frozen=True)
-class PrepareOptions:
-    """Everything but the inputs, the output and the tokenizer."""
-
-    text: TextOptions = field(default_factory=TextOptions)
-    validation_fraction: float = 0.0
-    """Share of the documents put aside, chosen by a hash of their text: equal documents stay
-    together, so no text is in both parts."""
-    part_bytes: int = 64 << 20
-    """Bytes of input a worker takes at a time."""
-    shard_tokens: int = SHARD_TOKENS
-    """Tokens at which a shard is full."""
-    on_bad_line: str = "raise"
-    """`raise`: stop at a line or row that is no document; `skip`: count it and go on."""
-    max_bad_lines: int = 100
-    """With `skip`: stop all the same when there are more than this."""
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.validation_fraction < 1:
-            raise ConfigError(
-                "validation_fraction", self.validation_fraction, "at least 0 and below 1"
-            )
-        if self.on_bad_line not in ("raise", "skip"):
-            raise ConfigError("on_bad_line", self.on_bad_line, "raise, skip")
-        for key in ("part_bytes", "shard_tokens"):
-            if getattr(self, key) < 1:
-                raise ConfigError(key, getattr(self, key), "at least 1")
-        if self.max_bad_lines < 0:
-            raise ConfigError("max_bad_lines", self.max_bad_lines, "at least 0")
-
-
-@dataclass
-class Counts:
-    """What was read and written; the record of a part, and the sum of all."""
-
-    documents: int = 0
-    tokens: int = 0
-    empty_documents: int = 0
-    rejected_lines: int = 0
-    rejected: list[Rejected] = field(default_factory=list)
-    """The first few rejected lines."""
-    shards: list[ShardInfo] = field(default_factory=list)
-    validation_shards: list[ShardInfo] = field(default_factory=list)
-
-    def add(self, other: "Counts") -> None:
-        self.documents += other.documents
-        self.tokens += other.tokens
-        self.empty_documents += other.empty_documents
-        self.rejected_lines += other.rejected_lines
-        self.rejected = (self.rejected + other.rejected)[:REJECTED_SHOWN]
-        self.shards = self.shards + other.shards
-        self.validation_shards = self.validation_shards + other.validation_shards
-
-    def summary(self) -> str:
-        shards = self.shards + self.validation_shards
-        aside = sum(shard.documents for shard in self.validation_shards)
-        return (
-            f"{self.documents:,} documents ({aside:,} for validation), {self.tokens:,} tokens, "
-            f"{self.rejected_lines:,} rejected lines, {self.empty_documents:,} empty documents, "
-            f"{len(shards):,} shards, {sum(shard.bytes for shard in shards):,} bytes"
-        )
-
-    def check_rejected(self, options: PrepareOptions) -> None:
-        """Stop where the options do not allow what was rejected."""
-        if options.on_bad_line == "raise" and self.rejected_lines:
-            where, cause = self.rejected[0]
-            raise DataError(
-                f"{where}: {cause}; tools/prepare_data.py --on-bad-line skip leaves such lines out"
-            )
-        if self.rejected_lines > options.max_bad_lines:
-            first = "; ".join(f"{where}: {cause}" for where, cause in self.rejected[:3])
-            raise DataError(
-                f"{self.rejected_lines} lines were rejected, --max-bad-lines allows "
-                f"{options.max_bad_lines}. The first: {first}"
-            )
 
 
 def prepare(
@@ -144,11 +64,11 @@ def prepare(
     """
     with _only_writer(output):
         parts = _plan(inputs, output, tokenizer, options)
-        work = _PartWork(output, tokenizer, options)
+        work = PartWork(output, tokenizer, options)
         total = Counts()
         todo: list[int] = []
         for number in range(len(parts)):
-            record = _read_record(output, number)
+            record = read_record(output, number)
             if record is None:
                 todo.append(number)
             else:
@@ -163,12 +83,12 @@ def prepare(
         return _finish(inputs, work, len(parts))
 
 
-def _finish(inputs: list[str], work: "_PartWork", num_parts: int) -> Counts:
+def _finish(inputs: list[str], work: PartWork, num_parts: int) -> Counts:
     """Add up the records in order and write the indices, the one of the output last."""
     output, tokenizer = work.output, work.tokenizer
     total = Counts()
     for number in range(num_parts):
-        record = _read_record(output, number)
+        record = read_record(output, number)
         assert record is not None, "every part was recorded"
         total.add(record)
     if total.documents == 0:
@@ -184,7 +104,7 @@ def _finish(inputs: list[str], work: "_PartWork", num_parts: int) -> Counts:
                 f"{output}: none of {total.documents} documents fell to the validation part; "
                 "raise its fraction"
             )
-        write_index(_validation_folder(output), tokenizer, total.validation_shards)
+        write_index(validation_folder(output), tokenizer, total.validation_shards)
     write_index(output, tokenizer, total.shards)
     return total
 
@@ -271,43 +191,8 @@ def _check_same_plan(before: dict[str, Any], plan: dict[str, Any], output: str) 
         )
 
 
-@dataclass(frozen=True)
-class _PartWork:
-    """What a worker needs to know to do any part."""
-
-    output: str
-    tokenizer: Tokenizer
-    options: PrepareOptions
-
-    def __call__(self, number: int, pieces: list[Piece]) -> Counts:
-        counts = Counts()
-        prefix = f"{number:05d}"
-        shard_tokens = self.options.shard_tokens
-        train = ShardWriter(self.output, prefix, self.tokenizer, shard_tokens)
-        folder = _validation_folder(self.output)
-        validation = ShardWriter(folder, prefix, self.tokenizer, shard_tokens)
-        for piece in pieces:
-            for document in read_documents(piece, self.options.text):
-                if isinstance(document, Rejected):
-                    counts.rejected_lines += 1
-                    counts.rejected = [*counts.rejected, document][:REJECTED_SHOWN]
-                    counts.check_rejected(self.options)
-                elif not document.strip():
-                    counts.empty_documents += 1
-                else:
-                    counts.documents += 1
-                    aside = _is_validation(document, self.options.validation_fraction)
-                    (validation if aside else train).add(document)
-        counts.shards = train.close()
-        counts.validation_shards = validation.close()
-        counts.tokens = sum(s.tokens for s in counts.shards + counts.validation_shards)
-        record = json.dumps(asdict(counts), indent=1).encode() + b"\n"
-        storage.write_bytes(_record_path(self.output, number), record)
-        return counts
-
-
 def _run(
-    work: _PartWork, parts: list[list[Piece]], todo: list[int], workers: int
+    work: PartWork, parts: list[list[Piece]], todo: list[int], workers: int
 ) -> Iterator[tuple[int, Counts]]:
     """Do the parts, in this process or by workers; each with its counts as it is done."""
     if workers <= 1 or len(todo) <= 1:
@@ -396,34 +281,5 @@ def _start_worker() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _is_validation(text: str, fraction: float) -> bool:
-    digest = blake2b(text.encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big") < fraction * 2**64
-
-
 def _has_finished_parts(output: str) -> bool:
     return storage.exists(storage.join(output, "parts"))
-
-
-def _validation_folder(output: str) -> str:
-    return storage.join(output, "validation")
-
-
-def _record_path(output: str, number: int) -> str:
-    return storage.join(output, "parts", f"{number:05d}.json")
-
-
-def _read_record(output: str, number: int) -> Counts | None:
-    """The record of a part, if it has one and its shards are there."""
-    path = _record_path(output, number)
-    if not storage.exists(path):
-        return None
-    record: dict[str, Any] = json.loads(storage.read_bytes(path))
-    record["rejected"] = [Rejected(*entry) for entry in record["rejected"]]
-    for key, folder in (("shards", output), ("validation_shards", _validation_folder(output))):
-        record[key] = [ShardInfo(**entry) for entry in record[key]]
-        for shard in record[key]:
-            shard_path = storage.join(folder, shard.name)
-            if not storage.exists(shard_path) or storage.size_of(shard_path) != shard.bytes:
-                return None
-    return Counts(**record)

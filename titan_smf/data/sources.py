@@ -11,7 +11,8 @@ from pathlib import Path
 from urllib.parse import parse_qsl
 
 from titan_smf.data import storage
-from titan_smf.data.prepare import PLAN_VERSION, PrepareOptions, prepare
+from titan_smf.data.prepare import PLAN_VERSION, prepare
+from titan_smf.data.prepare_part import PrepareOptions
 from titan_smf.data.raw_text import kind_of
 from titan_smf.data.synthetic import WORLD_VERSION, World
 from titan_smf.data.token_shards import (

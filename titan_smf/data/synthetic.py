@@ -184,12 +184,13 @@ class _Names:
         self._used: set[str] = set()
         self._draws = draws
         given = [self._word(2) for _ in range(100)]
-        company_forms = [draws.pick(words.COMPANY_FORMS) for _ in range(count)]
         self._rivers = [self._word(2) for _ in range(count)]
         self.of_kind = {
             "person": [f"{draws.pick(given)} {self._word(2)}" for _ in range(count)],
             "town": [self._word(3) for _ in range(count)],
-            "company": [form.format(self._word(2)) for form in company_forms],
+            "company": [
+                draws.pick(words.COMPANY_FORMS).format(self._word(2)) for _ in range(count)
+            ],
             "book": self._titles(count),
         }
 
