@@ -36,8 +36,8 @@ Of the memory's slots, one batch uses {lines[-1]["memory/slots_used_fraction"]:.
     draw(run / "loss.png", lines, entropy)
     print(f"Look at:   {run}/loss.png  {run}/metrics.jsonl  {run}/config.toml  {run}/checkpoints")
     print(f"           tensorboard --logdir {run}/tb")
-    print("Try next:  the same command again, with --training.steps 2000: it goes on from here")
-    print("           train_configs/debug_pretrain.toml, and --help for all settings")
+    print("Try next:  tools/demo.sh --training.steps 2000    goes on from here")
+    print("           python -m titan_smf.train --help         for all settings")
     return 0 if final < entropy else 1
 
 
