@@ -30,6 +30,13 @@ launch() {
     shift
   fi
   case " $* " in *" --job.config "*) ;; *) set -- --job.config "$config" "$@" ;; esac
+  # HSDP: each node holds the whole model and table, so that lookups stay inside a node.
+  if [ "$SLURM_JOB_NUM_NODES" -gt 1 ] && [ "$(processes_per_node)" -gt 1 ]; then
+    case " $* " in
+      *" --parallelism.data_parallel_"*) ;;
+      *) set -- "$@" --parallelism.data_parallel_replicate_degree "$SLURM_JOB_NUM_NODES" ;;
+    esac
+  fi
 
   # A program that is asked to stop may write a checkpoint before it is killed.
   export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-240}

@@ -14,6 +14,7 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 import pytest
+import zstandard
 
 from titan_smf.data.prepare import prepare
 from titan_smf.data.prepare_part import PrepareOptions
@@ -68,12 +69,13 @@ def write_all_kinds(folder: Path, texts: list[str]) -> dict[str, str]:
     (folder / "t.txt").write_text("\n\n \t\n".join(texts), encoding="utf-8")
     (folder / "crlf.txt").write_bytes("\r\n\r\n".join(texts).encode())
     (folder / "t.jsonl.gz").write_bytes(gzip.compress(lines.encode()))
+    (folder / "t.jsonl.zst").write_bytes(zstandard.compress(lines.encode()))
     table = pyarrow.table({"id": range(len(texts)), "text": texts})
     pyarrow.parquet.write_table(table, folder / "t.parquet", row_group_size=37)
     (folder / "hub").mkdir()
     write_jsonl(folder / "hub" / "train-0.jsonl", texts[:150])
     write_jsonl(folder / "hub" / "train-1.jsonl", texts[150:])
-    names = ("t.jsonl", "t.txt", "crlf.txt", "t.jsonl.gz", "t.parquet")
+    names = ("t.jsonl", "t.txt", "crlf.txt", "t.jsonl.gz", "t.jsonl.zst", "t.parquet")
     paths = {name: str(folder / name) for name in names}
     paths["url"] = f"file://{folder}/t.jsonl"
     paths["folder"] = str(folder / "hub")
@@ -89,7 +91,7 @@ def test_every_kind_of_input_gives_the_same_documents(tmp_path: Path, tokenizer:
         counts = prepare([path], str(output), tokenizer, SMALL)
         assert counts.documents == len(texts), kind
         assert documents_of(output, tokenizer) == texts, kind
-        if kind not in ("t.jsonl.gz", "hub"):
+        if kind not in ("t.jsonl.gz", "t.jsonl.zst", "hub"):
             assert len(list((output / "parts").iterdir())) > 3, "the work was divided"
 
 

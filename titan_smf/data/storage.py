@@ -6,7 +6,6 @@ failure becomes a DataError that names the file.
 
 import difflib
 import hashlib
-import importlib.util
 import os
 import uuid
 from collections.abc import Iterator
@@ -96,8 +95,6 @@ def missing(url: str, hint: str = "") -> DataError:
 def open_binary(url: str, compression: str | None = None) -> Iterator[BinaryIO]:
     """`url` opened for reading; a failure to open or read it is a DataError that names it."""
     filesystem, path = filesystem_of(url)
-    if compression == "zstd" and importlib.util.find_spec("zstandard") is None:
-        raise DataError(f"{url}: install the package zstandard to read it")
     with named_failures(url, "read"), filesystem.open(path, "rb", compression=compression) as file:
         yield file
 
