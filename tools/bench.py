@@ -1,3 +1,4 @@
+#!/usr/bin/env python
 """Measures performance on the CPU against plain alternatives timed in the same run.
 
 python tools/bench.py                        everything

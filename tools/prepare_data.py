@@ -1,3 +1,4 @@
+#!/usr/bin/env python
 """Turn text into token shards, the form in which training reads it.
 
     python tools/prepare_data.py corpus/*.jsonl --output shards --tokenizer-name bytes --workers 8
