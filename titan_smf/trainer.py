@@ -303,7 +303,13 @@ class Trainer(torchtitan.train.Trainer):
         logger.info(
             "%s on %d x %s", config.job.description, dist.get_world_size(), self.device.type
         )
-        logger.info("Model: %s parameters, %s active", f"{sizes.total:,}", f"{sizes.active:,}")
+        flops = self.metrics_processor.num_flops_per_token
+        logger.info(
+            "Model: %s parameters, of which a token uses %s; %.3g MFLOP a token",
+            f"{sizes.total:,}",
+            f"{sizes.active:,}",
+            flops / 1e6,
+        )
         for table in self.model.value_tables():
             rows = _num_local_rows(table)
             logger.info(
