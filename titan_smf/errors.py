@@ -39,3 +39,7 @@ class DataError(UserError):
 
 class CheckpointError(UserError):
     """A checkpoint is missing, incomplete, damaged, or belongs to another model or tokenizer."""
+
+
+class IdfError(UserError):
+    """A file of document frequencies is missing, torn, or counted with another model or setting."""

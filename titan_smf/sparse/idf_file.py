@@ -1,0 +1,300 @@
+"""`idf.safetensors`: df and counts of every slot, and what they were counted with.
+
+    df       (tables * N,) int32   documents that accessed the slot
+    counts   (tables * N,) int64   accesses to the slot
+    header   one JSON value per field of `IdfMetadata` and `IdfModel`, and the format's version
+
+A safetensors file is the length of its header, the header (JSON), and the tensors' bytes. Reading
+it by these means, a rank gets its own rows from any file system without fetching the others'.
+"""
+
+import dataclasses
+import json
+import os
+import shlex
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, BinaryIO
+
+import numpy as np
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from titan_smf.data import storage
+from titan_smf.errors import DataError, IdfError
+from titan_smf.sparse.accesses import OwnedSlots
+from titan_smf.sparse.document_frequency import Background
+
+FORMAT = 1
+LONGEST_HEADER = 100_000_000
+"""In bytes; safetensors' own limit."""
+TENSORS: dict[str, tuple[str, np.dtype[Any]]] = {
+    "df": ("I32", np.dtype("<i4")),
+    "counts": ("I64", np.dtype("<i8")),
+}
+
+
+@dataclass(frozen=True)
+class IdfModel:
+    """What must be equal for counts to fit a model."""
+
+    slots: int
+    """N, of one table."""
+    tables: int
+    memory_layers: list[int]
+    tokenizer: str
+    """Its name, for messages: the fingerprint decides."""
+    tokenizer_fingerprint: str
+    addressing_fingerprint: str
+    """Of `document_frequency.addressing_fingerprint`."""
+
+
+@dataclass(frozen=True)
+class IdfMetadata:
+    """What a file says of its counts."""
+
+    model: IdfModel
+    data: str
+    """Where the documents came from, in words."""
+    batch_size: int
+    """Sequences in a document."""
+    seq_len: int
+    """Tokens in a sequence."""
+    ranges: list[list[int]]
+    """The documents counted: `first <= number < stop` for each [first, stop], ascending."""
+    complete: bool
+    """Whether the job counted all documents it was to count; false in a partial file."""
+    accesses: int = 0
+    """The sum of `counts`; `save_idf` sets it."""
+    slots_used: int = 0
+    """Slots that occur in at least one document; `save_idf` sets it."""
+
+    @property
+    def documents(self) -> int:
+        """How many documents were counted."""
+        return sum(stop - first for first, stop in self.ranges)
+
+
+def save_idf(path: str, df: Tensor, counts: Tensor, metadata: IdfMetadata) -> IdfMetadata:
+    """Writes a file that is complete or absent; returns the metadata as written.
+
+    Args:
+        path: a path or fsspec URL.
+        df, counts: (tables * N,), of all slots.
+    """
+    assert len(df) == len(counts) == metadata.model.slots * metadata.model.tables
+    metadata = dataclasses.replace(
+        metadata, accesses=int(counts.sum()), slots_used=int((df > 0).sum())
+    )
+    fields = {"format": FORMAT, **dataclasses.asdict(metadata)}
+    fields |= fields.pop("model")
+    content = safetensors.torch.save(
+        {"df": df.to(torch.int32), "counts": counts.to(torch.int64)},
+        {name: json.dumps(value) for name, value in fields.items()},
+    )
+    storage.write_bytes(path, content)
+    return metadata
+
+
+def read_metadata(path: str) -> IdfMetadata:
+    """Reads what a file says of its counts, without them.
+
+    Raises:
+        IdfError: it is missing, torn, or no such file.
+    """
+    with _opened(path) as (_, metadata, _):
+        return metadata
+
+
+def load_idf(path: str, owned: OwnedSlots, device: torch.device | str = "cpu") -> Background:
+    """Reads the counts of this rank's slots, and no others.
+
+    Raises:
+        IdfError: it is missing, torn, or no such file; or of another number of slots.
+    """
+    with _opened(path) as (file, metadata, begins):
+        model = metadata.model
+        if (model.slots, model.tables) != (owned.num_slots, owned.num_tables):
+            raise IdfError(
+                f"{path}: has {model.tables} tables of {model.slots} slots, this model "
+                f"{owned.num_tables} of {owned.num_slots}; {_command(path)}"
+            )
+        df, counts = (_read_rows(file, begins[name], TENSORS[name][1], owned) for name in TENSORS)
+    impossible = (df < 0) | (df > metadata.documents) | (counts < df) | ((df == 0) & (counts > 0))
+    if impossible.any():
+        raise IdfError(
+            f"{path}: damaged, it has counts that {metadata.documents} documents cannot have; "
+            f"{_command(path)}"
+        )
+    return Background(
+        owned, df.to(device), counts.to(device), metadata.documents, metadata.accesses
+    )
+
+
+def check_idf(path: str, metadata: IdfMetadata, expected: IdfModel) -> None:
+    """Passes if the counts fit the model `expected` and there are any.
+
+    Raises:
+        IdfError: they do not; it names every difference and the command that counts anew.
+    """
+    if differences := _model_differences(metadata.model, expected):
+        raise IdfError(f"{path}: does not fit this run: {differences}; {_command(path)}")
+    if metadata.documents == 0:
+        raise IdfError(f"{path}: counts no document, every slot looks unused; {_command(path)}")
+
+
+def check_same_count(path: str, metadata: IdfMetadata, expected: IdfMetadata) -> None:
+    """Passes if both count documents of the same kind, for going on from a file or merging.
+
+    Raises:
+        IdfError: they do not; it names every difference.
+    """
+    differences = [_model_differences(metadata.model, expected.model)] + [
+        f"{name}: the file has {getattr(metadata, name)!r}, not {getattr(expected, name)!r}"
+        for name in ("data", "batch_size", "seq_len")
+        if getattr(metadata, name) != getattr(expected, name)
+    ]
+    if any(differences):
+        raise IdfError(
+            f"{path}: counts other documents: {'; '.join(filter(None, differences))}; count with "
+            "the settings of the other part, or remove the file to count anew"
+        )
+
+
+def merge_idf(paths: Sequence[str], path: str) -> IdfMetadata:
+    """Adds up the files of independent jobs into `path`; as if one job had counted all documents.
+
+    Raises:
+        IdfError: a file cannot be used, counts with other settings, or counts a document that
+            another one counts too.
+    """
+    parts = [(part, read_metadata(part)) for part in paths]
+    first = parts[0][1]
+    for part, metadata in parts:
+        check_same_count(part, metadata, first)
+    ranges = _joined([(start, stop, part) for part, m in parts for start, stop in m.ranges])
+    everything = OwnedSlots(first.model.slots, 0, first.model.slots, first.model.tables)
+    df = torch.zeros(len(everything), dtype=torch.int32)
+    counts = torch.zeros(len(everything), dtype=torch.int64)
+    for part in paths:
+        counted = load_idf(part, everything)
+        df += counted.df
+        counts += counted.counts
+    complete = all(metadata.complete for _, metadata in parts)
+    merged = dataclasses.replace(first, ranges=ranges, complete=complete)
+    return save_idf(path, df, counts, merged)
+
+
+def _joined(ranges: list[tuple[int, int, str]]) -> list[list[int]]:
+    """Ranges of documents (first, stop, path of their file) in order, neighbours made one."""
+    joined: list[list[int]] = []
+    before = ""
+    for start, stop, path in sorted(ranges):
+        if joined and start < joined[-1][1]:
+            raise IdfError(
+                f"{path}: counts documents {start} to {min(stop, joined[-1][1]) - 1}, which "
+                f"{before} counts too; merge files of different documents"
+            )
+        if joined and start == joined[-1][1]:
+            joined[-1][1] = stop
+        elif start < stop:
+            joined.append([start, stop])
+        before = path
+    return joined
+
+
+def _model_differences(got: IdfModel, want: IdfModel) -> str:
+    def shown(model: IdfModel, name: str) -> str:
+        if name == "tokenizer_fingerprint":
+            return f"{model.tokenizer} with fingerprint {model.tokenizer_fingerprint}"
+        return str(getattr(model, name))
+
+    differing = {
+        "slots": "slots in a table",
+        "tables": "value tables",
+        "memory_layers": "memory layers",
+        "tokenizer_fingerprint": "tokenizer",
+        "addressing_fingerprint": "addressing fingerprint (the keys and queries of the model)",
+    }
+    return "; ".join(
+        f"{words}: the file has {shown(got, name)}, not {shown(want, name)}"
+        for name, words in differing.items()
+        if getattr(got, name) != getattr(want, name)
+    )
+
+
+def _command(path: str) -> str:
+    return (
+        "count the background of this run's model, CHECKPOINT being the one it starts from: "
+        "torchrun --nproc_per_node=auto tools/compute_idf.py "
+        "--job.config train_configs/compute_idf.toml "
+        f"--checkpoint.initial_load_path CHECKPOINT --idf.path {shlex.quote(path)}"
+    )
+
+
+@contextmanager
+def _opened(path: str) -> Iterator[tuple[BinaryIO, IdfMetadata, dict[str, int]]]:
+    """The open file, its metadata, and the byte at which each tensor begins."""
+    try:
+        if not storage.exists(path):
+            raise storage.missing(path)
+        with storage.open_binary(path) as file:
+            yield file, *_read_header(file, path)
+    except DataError as error:
+        raise IdfError(f"{error}; {_command(path)}") from error
+
+
+def _read_header(file: BinaryIO, path: str) -> tuple[IdfMetadata, dict[str, int]]:
+    size = file.seek(0, os.SEEK_END)
+    file.seek(0)
+    length = int.from_bytes(file.read(8), "little")
+    if size < 8 or length > min(size - 8, LONGEST_HEADER):
+        raise _torn(path)
+    try:
+        header = json.loads(file.read(length))
+        fields = {name: json.loads(text) for name, text in header["__metadata__"].items()}
+        version = fields.pop("format")
+        if version != FORMAT:
+            raise IdfError(f"{path}: has format {version}, not {FORMAT}; {_command(path)}")
+        names = [field.name for field in dataclasses.fields(IdfModel)]
+        model = IdfModel(**{name: fields.pop(name) for name in names})
+        metadata = IdfMetadata(model, **fields)
+        begins = {name: _begin(header, name, model) for name in TENSORS}
+        stop = max(header[name]["data_offsets"][1] for name in TENSORS)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise IdfError(
+            f"{path}: is no file of document frequencies, or a damaged one ({error!r}); "
+            f"{_command(path)}"
+        ) from error
+    if size != 8 + length + stop:
+        raise _torn(path)
+    return metadata, {name: 8 + length + begin for name, begin in begins.items()}
+
+
+def _begin(header: dict[str, Any], name: str, model: IdfModel) -> int:
+    """Where a tensor begins behind the header; ValueError unless it is what it should be."""
+    type_name, dtype = TENSORS[name]
+    entry = header[name]
+    begin, end = entry["data_offsets"]
+    num_slots = model.slots * model.tables
+    if (entry["dtype"], entry["shape"]) != (type_name, [num_slots]):
+        raise ValueError(f"{name} is {entry['dtype']} {entry['shape']}")
+    if end - begin != num_slots * dtype.itemsize:
+        raise ValueError(f"{name} has {end - begin} bytes")
+    return begin
+
+
+def _read_rows(file: BinaryIO, begin: int, dtype: np.dtype[Any], owned: OwnedSlots) -> Tensor:
+    """This rank's rows of each table of a tensor that begins at a byte of the file."""
+    tables = []
+    for table in range(owned.num_tables):
+        file.seek(begin + (table * owned.num_slots + owned.start) * dtype.itemsize)
+        content = file.read((owned.stop - owned.start) * dtype.itemsize)
+        tables.append(np.frombuffer(content, dtype))
+    return torch.from_numpy(np.concatenate(tables).astype(dtype.newbyteorder("="), copy=False))
+
+
+def _torn(path: str) -> IdfError:
+    return IdfError(f"{path}: is torn, bytes are missing or too many; {_command(path)}")

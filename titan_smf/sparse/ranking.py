@@ -1,0 +1,280 @@
+"""Which slots a step may update: the t best of all slots that its global batch accessed.
+
+    N slots, U slots touched here, t slots to select, W ranks of a shard group
+
+    owner: touched slots -> float32 scores -> 64-bit keys -> its own t best
+    all:   gather W * t keys and counts -> the t best of all, the same on every rank
+
+A key orders slots by score, and by lower id where scores are equal; no two are equal. All costs are
+those of the touched slots, none depends on N. Counts are integers, so that neither the number of
+ranks nor the order of accesses changes a score.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from titan_smf.sparse.accesses import OwnedSlots, TouchedSlots
+from titan_smf.sparse.document_frequency import Background
+
+Ranking = Literal["tfidf", "tf", "kl", "random", "all"]
+
+LAST_ID = 0x7FFFFFFF
+"""Ids count down from here inside a key."""
+
+NO_SLOT = -(2**63)
+"""Below every key."""
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The slots that one step may update; bit for bit the same on every rank."""
+
+    ids: Tensor
+    """(t',) int64, best first."""
+    scores: Tensor
+    """(t',) float32."""
+    counts: Tensor
+    """(t',) int64: accesses of the step to these slots."""
+    total: int
+    """Accesses of the step to all slots."""
+    num_touched: int
+    """Distinct slots that the step accessed."""
+
+
+def tfidf(counts: Tensor, total: int, df: Tensor, num_documents: int) -> Tensor:
+    """Returns `c(i) / sum_j c(j) * log((|B| + 1) / (df(i) + 1))` in float64.
+
+    Continual Learning via Sparse Memory Finetuning (arXiv 2510.15103). Never negative.
+    """
+    return tf(counts, total) * torch.log(_quotient(num_documents + 1, df + 1))
+
+
+def tf(counts: Tensor, total: int) -> Tensor:
+    """Returns `c(i) / sum_j c(j)` in float64: the ablation of arXiv 2510.15103 without idf."""
+    return _quotient(counts, total)
+
+
+def kl(counts: Tensor, total: int, background_counts: Tensor, background_total: int) -> Tensor:
+    """Returns `p(i) log(p(i) / p_bg(i))` in float64: slot i's part of KL(step || background).
+
+    `p = c / sum c`, and `p_bg = (c_bg + 1) / (sum c_bg + 1)`: as with idf, a slot that the
+    background never read stays finite. Negative where the step reads a slot less often than the
+    background does. From work after arXiv 2510.15103, which ranks by `tfidf`.
+    """
+    p = _quotient(counts, total)
+    return p * torch.log(p / _quotient(background_counts + 1, background_total + 1))
+
+
+def random_scores(ids: Tensor, step: int, seed: int) -> Tensor:
+    """Returns numbers in [0, 1) that depend on (seed, step, id) alone; float64, 24 bits each."""
+    state = _mix(ids.new_tensor(seed))
+    state = _mix(state + step)
+    return _shifted(_mix(state + ids), 40).double() / 2**24
+
+
+def select(
+    touched: TouchedSlots,
+    ranking: Ranking,
+    top_t: int,
+    shard_group: dist.ProcessGroup | None,
+    step: int,
+    seed: int,
+    background: Background | None = None,
+) -> Selection:
+    """Selects the `top_t` best touched slots of all ranks, or all if there are fewer.
+
+    All ranks of the shard group call it together and get the same result; so do replicas, if
+    `touched` was summed over them. Receives `16 * (W - 1) * min(top_t, max U)` bytes.
+
+    Args:
+        touched: of the whole step, on their owner.
+        ranking: `all` selects every touched slot, most accessed first, whatever `top_t` is.
+        shard_group: the ranks that own the other slots; None if all are here.
+        step, seed: for `random`.
+        background: for `tfidf` and `kl`.
+    """
+    # 1. Agree on the number of accesses, and on how many keys each rank sends.
+    mine = torch.stack([touched.counts.sum(), touched.counts.new_tensor(len(touched.ids))])
+    totals, sizes = _gathered(mine, shard_group).T.tolist()
+    total, num_touched = sum(totals), sum(sizes)
+    limit = num_touched if ranking == "all" else top_t
+    sent = min(limit, max(sizes))
+
+    # 2. As an owner: the best slots here; shorter lists are filled up.
+    keys = make_keys(_scores(touched, total, ranking, step, seed, background), touched.ids)
+    keys, best = keys.topk(min(sent, len(keys)), sorted=False)
+    candidates = touched.ids.new_full((sent, 2), NO_SLOT)
+    candidates[: len(best), 0] = keys
+    candidates[: len(best), 1] = touched.counts[best]
+
+    # 3. The best of all.
+    keys, counts = _gathered(candidates, shard_group).view(-1, 2).unbind(1)
+    keys, best = keys.topk(min(limit, num_touched))
+    scores, ids = split_keys(keys)
+    return Selection(ids, scores, counts[best], total, num_touched)
+
+
+def make_keys(scores: Tensor, ids: Tensor) -> Tensor:
+    """Returns int64 keys that are greater for higher float32 scores, then for lower ids."""
+    bits = (scores.float() + 0.0).view(torch.int32)  # + 0.0: -0.0 becomes 0.0
+    return (_ordered(bits).long() << 32) | (LAST_ID - ids)
+
+
+def split_keys(keys: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns the float32 scores and the ids of which `make_keys` made the keys."""
+    scores = _ordered((keys >> 32).to(torch.int32)).view(torch.float32)
+    return scores, LAST_ID - (keys & 0xFFFFFFFF)
+
+
+def verify_selection(
+    selection: Selection,
+    accesses: Sequence[Tensor],
+    owned: OwnedSlots,
+    ranking: Ranking,
+    top_t: int,
+    shard_group: dist.ProcessGroup | None,
+    replicate_group: dist.ProcessGroup | None,
+    step: int,
+    seed: int,
+    background: Background | None = None,
+) -> None:
+    """Selects again from dense counts of all N slots on every rank, and compares.
+
+    For `selection.verify`: needs tensors of N numbers. All ranks call it together.
+
+    Args:
+        accesses: slot ids of this rank, as for `touched_slots`: of its own shard group alone.
+        replicate_group: the ranks that own the same slots; None if no other does.
+        the others: as for `select`.
+
+    Raises:
+        RuntimeError: on a rank whose selection differs; it names the first place that does.
+    """
+    shape = owned.num_tables, owned.num_slots
+
+    def dense(local: Tensor, replicas: dist.ProcessGroup | None = None) -> Tensor:
+        """An array over the slots of this rank, made one over all slots."""
+        whole = local.new_zeros(shape)
+        whole[:, owned.start : owned.stop] = local.view(owned.num_tables, -1)
+        for group in (shard_group, replicas):
+            if group is not None:
+                dist.all_reduce(whole, group=group)
+        return whole.flatten()
+
+    rows = torch.cat([owned.positions(ids.flatten().long()) for ids in accesses])
+    counts = dense(torch.bincount(rows, minlength=len(owned)), replicate_group)
+    if background is not None:
+        background = Background(
+            OwnedSlots(owned.num_slots, 0, owned.num_slots, owned.num_tables),
+            dense(background.df),
+            dense(background.counts),
+            background.documents,
+            background.accesses,
+        )
+    ids = counts.nonzero().squeeze(1)
+    total = int(counts.sum())
+    scores = _scores(TouchedSlots(ids, counts[ids]), total, ranking, step, seed, background)
+    scores, order = scores.float().sort(descending=True, stable=True)  # ids ascend: lower first
+    limit = len(ids) if ranking == "all" else top_t
+    best = ids[order[:limit]]
+    expected = Selection(best, scores[:limit], counts[best], total, len(ids))
+    if difference := _first_difference(selection, expected):
+        raise RuntimeError(
+            f"step {step}, ranking {ranking}: the selection differs from the one made of dense "
+            f"counts: {difference}"
+        )
+
+
+def selected_access_share(selection: Selection) -> float:
+    """Returns the share of the step's accesses that fell on selected slots; 0 without any."""
+    return int(selection.counts.sum()) / max(selection.total, 1)
+
+
+def overlap(selection: Selection, previous: Selection) -> float:
+    """Returns the share of the selected slots that the previous step had selected too."""
+    again = torch.isin(selection.ids, previous.ids).sum()
+    return int(again) / max(len(selection.ids), 1)
+
+
+def _scores(
+    touched: TouchedSlots,
+    total: int,
+    ranking: Ranking,
+    step: int,
+    seed: int,
+    background: Background | None,
+) -> Tensor:
+    """The touched slots' scores, (U,) float64."""
+    if ranking == "random":
+        return random_scores(touched.ids, step, seed)
+    if ranking in ("tf", "all"):
+        return tf(touched.counts, total)
+    assert background is not None, f"{ranking} needs the counts of background data"
+    here = background.owned.positions(touched.ids)
+    if ranking == "tfidf":
+        return tfidf(touched.counts, total, background.df[here], background.documents)
+    return kl(touched.counts, total, background.counts[here], background.accesses)
+
+
+def _quotient(a: Tensor | int, b: Tensor | int) -> Tensor:
+    """a / b of integers in float64, rounded once, as numpy does. With a number of the host as one
+    operand torch multiplies by a rounded reciprocal: (|B| + 1) / (df + 1) would miss 1."""
+    device = a.device if isinstance(a, Tensor) else torch.as_tensor(b).device
+    as_double = [torch.as_tensor(x, dtype=torch.float64, device=device) for x in (a, b)]
+    return as_double[0] / as_double[1]
+
+
+def _ordered(bits: Tensor) -> Tensor:
+    """Maps the int32 bits of floats to integers in the order of the floats; its own inverse."""
+    return torch.where(bits < 0, bits ^ LAST_ID, bits)
+
+
+def _mix(state: Tensor) -> Tensor:
+    """One step of SplitMix64 (Steele, Lea, Flood 2014), modulo 2**64, in signed integers."""
+    state = state - 0x61C8864680B583EB
+    state = (state ^ _shifted(state, 30)) * -0x40A7B892E31B1A47
+    state = (state ^ _shifted(state, 27)) * -0x6B2FB644ECCEEE15
+    return state ^ _shifted(state, 31)
+
+
+def _shifted(state: Tensor, bits: int) -> Tensor:
+    """A shift to the right that brings in zeros."""
+    return (state >> bits) & (2 ** (64 - bits) - 1)
+
+
+def _gathered(tensor: Tensor, group: dist.ProcessGroup | None) -> Tensor:
+    """The tensors of all ranks of a group, in rank order, along a new first dimension."""
+    if group is None:
+        return tensor.unsqueeze(0)
+    gathered = tensor.new_empty(dist.get_world_size(group), *tensor.shape)
+    dist.all_gather_into_tensor(gathered, tensor, group=group)
+    return gathered
+
+
+def _first_difference(selection: Selection, expected: Selection) -> str:
+    """The first place at which two selections differ, in words; "" if they are equal."""
+    for name in ("total", "num_touched"):
+        got, want = getattr(selection, name), getattr(expected, name)
+        if got != want:
+            return f"{name} is {got}, not {want}"
+    if len(selection.ids) != len(expected.ids):
+        return f"{len(selection.ids)} slots are selected, not {len(expected.ids)}"
+    got_rows, want_rows = _rows(selection), _rows(expected)
+    for place in (got_rows != want_rows).any(1).nonzero()[:1].flatten().tolist():
+        got, want = (
+            f"slot {rows.ids[place]} (score {rows.scores[place]:.9g}, count {rows.counts[place]})"
+            for rows in (selection, expected)
+        )
+        return f"at rank {place} of the order there is {got}, not {want}"
+    return ""
+
+
+def _rows(selection: Selection) -> Tensor:
+    """Ids, bits of the scores and counts, (t', 3)."""
+    bits = selection.scores.view(torch.int32)
+    return torch.stack([selection.ids, bits.long(), selection.counts], dim=1)
