@@ -2,6 +2,7 @@
 
 import hashlib
 import itertools
+import json
 import os
 import re
 import string
@@ -13,12 +14,24 @@ from pathlib import Path
 import pytest
 
 from titan_smf.data import synthetic_text as words
-from titan_smf.data.synthetic import RELATIONS, TRAIN_STATEMENTS, World
+from titan_smf.data.documents import Document
+from titan_smf.data.facts import Fact
+from titan_smf.data.records import read_records
+from titan_smf.data.synthetic import (
+    FIRST_UNSEEN_STATEMENT,
+    RELATIONS,
+    STREAM_STATEMENTS,
+    TRAIN_STATEMENTS,
+    World,
+)
 from titan_smf.data.tokenizer import load_tokenizer, train_rank_file
 from titan_smf.errors import ConfigError
 
 TINY_SHA256 = "4af8ea3606256d94be0ddf59bb73e6d7fd81a44c835aebfedf01afbf17294e32"
 """Of the tiny world below. It changes only together with `WORLD_VERSION`."""
+
+STREAMS_SHA256 = "91d598959cbec60bfc445e1087d68bb1f5df10c3cd104cc19ee47b22ac9884c9"
+"""Of the files that make_world writes of that world; changes as seldom."""
 
 
 def text_hash(world: World) -> str:
@@ -192,3 +205,89 @@ def test_worlds_of_any_size_can_be_made() -> None:
         assert len({(fact.relation, fact.subject) for fact in facts}) == len(facts)
     with pytest.raises(ConfigError, match="at least 10 facts"):
         World(1, 9)
+
+
+def make_world(output: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
+    script = Path(__file__).parents[1] / "tools" / "make_world.py"
+    command = [sys.executable, str(script), str(output), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+
+TINY = ("--seed", 7, "--facts", 40, "--new-facts", 10, "--statements", 12)
+
+
+def test_make_world_writes_the_same_bytes_and_streams_that_can_be_read(tmp_path: Path) -> None:
+    done = make_world(tmp_path, *TINY)
+    assert done.returncode == 0, done.stderr
+    names = ["train", "validation", "new_facts", "documents", "known_facts"]
+    assert [line.split(": ")[0] for line in done.stdout.splitlines()] == [
+        str(tmp_path / f"{name}.jsonl") for name in names
+    ]
+    assert "new_facts.jsonl: 10 facts, " in done.stdout
+    contents = [(tmp_path / f"{name}.jsonl").read_bytes() for name in names]
+    assert hashlib.sha256(b"\0".join(contents)).hexdigest() == STREAMS_SHA256
+
+    world = World(7, 40, 10)
+    new = read_records(str(tmp_path / "new_facts.jsonl"), Fact)
+    assert new == world.fact_stream(world.new_facts, 12)
+    assert all(len(record.statements) == 12 for record in new)
+    documents = read_records(str(tmp_path / "documents.jsonl"), Document)
+    assert documents == world.document_stream(12)
+    known = read_records(str(tmp_path / "known_facts.jsonl"), Fact)
+    assert [record.id for record in known] == [fact.id for fact in world.known_facts[:10]]
+    train = [json.loads(line)["text"] for line in contents[0].splitlines()]
+    assert train == list(world.documents())
+
+
+def test_make_world_names_settings_that_cannot_be_used(tmp_path: Path) -> None:
+    for arguments, message in [
+        (("--statements", 0), "--statements: got 0; allowed: 1 or more"),
+        (("--statements", 10_000), "statements: got 1000"),
+        (("--facts", 3), "at least 10 facts"),
+        (("--new-facts", -1), "at least 10 facts and 0 new facts"),
+    ]:
+        done = make_world(tmp_path / "out", *arguments)
+        assert done.returncode == 2
+        assert done.stderr.startswith("error: ")
+        assert message in done.stderr
+        assert not (tmp_path / "out").exists()
+
+
+def test_streams_teach_new_facts_and_ask_known_ones(
+    world: World, documents: dict[str, list[str]]
+) -> None:
+    """No stream shares a sentence with the text, which states what is called known, no more."""
+    text = "\n".join(documents["train"])
+    told = set(sentences(documents["train"] + documents["validation"]))
+    known = world.fact_stream(world.known_facts, first=FIRST_UNSEEN_STATEMENT)
+    new = world.fact_stream(world.new_facts)
+    assert [len(known), len(new)] == [2000, 500]
+    for record in [*known, *new]:
+        assert len(set(record.statements)) == STREAM_STATEMENTS
+        assert told.isdisjoint(record.statements)
+        (answer,) = record.answers
+        assert all(answer.lower() in statement.lower() for statement in record.statements)
+    for fact, record in zip(world.known_facts, known, strict=True):
+        assert world.statements(fact, 1)[0] in text
+        assert (record.question in text) == fact.asked
+    for fact, record in zip(world.new_facts, new, strict=True):
+        assert record.id == fact.id
+        assert record.question not in text
+
+
+def test_each_rewrite_states_all_new_facts_of_its_chunk(world: World) -> None:
+    left = {fact.id: fact for fact in world.new_facts}
+    for document in world.document_stream(20):
+        assert len(document.rewrites) == 20
+        texts = [document.chunk, *document.rewrites]
+        stated = [fact for fact in left.values() if world.statements(fact, 1)[0] in document.chunk]
+        assert 1 <= len(stated) <= 7
+        orders = set()
+        paraphrases = [world.statements(left.pop(fact.id), 21) for fact in stated]
+        for text, statements in zip(texts, zip(*paraphrases, strict=True), strict=True):
+            assert all(statement in text for statement in statements)
+            places = [text.index(statement) for statement in statements]
+            orders.add(tuple(sorted(range(len(places)), key=places.__getitem__)))
+        assert len(orders) > 1 or len(stated) == 1, "the facts come in other orders"
+        assert len(sentences(texts)) >= 21 * (len(stated) + 1), "among sentences of prose"
+    assert not left, "every new fact is in a chunk"

@@ -1,29 +1,46 @@
 #!/usr/bin/env python
-"""Write the text of a small invented world: people, towns, books and companies, and facts of them.
+"""Write a small invented world: its text, new facts to learn, and questions about known ones.
 
-    python tools/make_world.py outputs/world --facts 2000
+    python tools/make_world.py outputs/world --facts 2000 --new-facts 500
 
-OUTPUT/train.jsonl and OUTPUT/validation.jsonl hold one document a line, `{"text": ...}`. The same
-settings give the same bytes everywhere. Exit codes: 0 done, 2 settings that cannot be used.
+    train.jsonl validation.jsonl   text that states the known facts, a document a line
+    new_facts.jsonl                a fact stream of the new facts, which the text never states
+    documents.jsonl                a document stream that states the same new facts
+    known_facts.jsonl              as many known facts with their questions, in paraphrases that the
+                                   text does not use
+
+The same settings give the same bytes everywhere. Exit codes: 0 done, 2 settings that cannot be
+used.
 """
 
 import argparse
+import dataclasses
 import json
 import sys
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
-from titan_smf.data.synthetic import World
-from titan_smf.errors import UserError
+from titan_smf.data.synthetic import FIRST_UNSEEN_STATEMENT, STREAM_STATEMENTS, World
+from titan_smf.errors import ConfigError, UserError
 
 
-def write_world(world: World, output: Path) -> None:
-    """Write both splits and say how large they are."""
+def write_world(world: World, num_statements: int, output: Path) -> None:
+    """Write all files and say how large they are."""
+    known = world.known_facts[: len(world.new_facts)]
+    files: dict[str, tuple[str, Iterable[Any]]] = {
+        "train": ("documents", ({"text": text} for text in world.documents("train"))),
+        "validation": ("documents", ({"text": text} for text in world.documents("validation"))),
+        "new_facts": ("facts", world.fact_stream(world.new_facts, num_statements)),
+        "documents": ("chunks", world.document_stream(num_statements)),
+        "known_facts": ("facts", world.fact_stream(known, num_statements, FIRST_UNSEEN_STATEMENT)),
+    }
     output.mkdir(parents=True, exist_ok=True)
-    for split in ("train", "validation"):
-        path = output / f"{split}.jsonl"
-        documents = list(world.documents(split))
-        path.write_text("".join(json.dumps({"text": text}) + "\n" for text in documents))
-        print(f"{path}: {len(documents):,} documents, {path.stat().st_size:,} bytes")
+    for name, (what, rows) in files.items():
+        path = output / f"{name}.jsonl"
+        lines = [json.dumps(row, default=dataclasses.asdict) + "\n" for row in rows]
+        path.write_text("".join(lines))
+        print(f"{path}: {len(lines):,} {what}, {path.stat().st_size:,} bytes")
 
 
 def main() -> int:
@@ -31,12 +48,22 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("output", type=Path, metavar="OUTPUT", help="folder for the two files")
+    parser.add_argument("output", type=Path, metavar="OUTPUT", help="folder for the files")
     parser.add_argument("--seed", type=int, default=0, help="chooses names, facts and wording")
     parser.add_argument("--facts", type=int, default=2000, help="facts that the text states")
+    parser.add_argument("--new-facts", type=int, default=500, help="facts of the streams")
+    parser.add_argument(
+        "--statements",
+        type=int,
+        default=STREAM_STATEMENTS,
+        help="statements of a fact and rewrites of a chunk in the streams",
+    )
     args = parser.parse_args()
     try:
-        write_world(World(args.seed, args.facts), args.output)
+        if args.statements < 1:
+            raise ConfigError("--statements", args.statements, "1 or more")
+        world = World(args.seed, args.facts, args.new_facts)
+        write_world(world, args.statements, args.output)
     except (UserError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

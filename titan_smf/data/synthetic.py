@@ -2,19 +2,21 @@
 
 People, towns, books and companies have invented names; ten relations tie them to answers. *Known*
 facts appear in the text, each as several paraphrased statements and most also as questions with
-answers. *New* facts are of the same relations and never appear, so that they can be taught later.
-About a third of the text is prose that mentions none of the names.
+answers. *New* facts are of the same relations and never appear: fact and document streams are there
+to teach them later. About a third of the text is prose that mentions none of the names.
 
 The same settings give the same bytes on every platform and Python version: the only source of
 chance is `random.Random(str).random()`, whose sequence Python keeps stable.
 """
 
 import random
-from collections.abc import Iterator, MutableSequence, Sequence
+from collections.abc import Iterable, Iterator, MutableSequence, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from titan_smf.data import synthetic_text as words
+from titan_smf.data.documents import Document
+from titan_smf.data.facts import Fact as FactRecord
 from titan_smf.errors import ConfigError
 
 WORLD_VERSION = 1
@@ -33,6 +35,10 @@ SUBJECTS = {
 }
 
 TRAIN_STATEMENTS = 8
+FIRST_UNSEEN_STATEMENT = TRAIN_STATEMENTS + 1
+"""Paraphrases from this one on are in no text, not even the validation text."""
+STREAM_STATEMENTS = 64
+"""Statements of a fact and rewrites of a chunk in a stream, as many as the paper's batch has."""
 TRAIN_QUESTIONS = 8
 QUESTION_SHARE = 0.8
 """Share of the known facts that the text also asks."""
@@ -125,9 +131,7 @@ class World:
         draws = Draws(self.seed, "documents", split)
         sentences: list[str] = []
         answered: list[str] = []
-        for fact in self.facts:
-            if not fact.known:
-                continue
+        for fact in self.known_facts:
             if split == "train":
                 sentences += self.statements(fact, TRAIN_STATEMENTS)
                 variants = list(range(TRAIN_QUESTIONS))
@@ -152,6 +156,51 @@ class World:
             documents.append(document)
         draws.shuffle(documents)
         yield from documents
+
+    @property
+    def known_facts(self) -> list[Fact]:
+        """The facts that the text states."""
+        return [fact for fact in self.facts if fact.known]
+
+    @property
+    def new_facts(self) -> list[Fact]:
+        """The facts that appear nowhere in the text."""
+        return [fact for fact in self.facts if not fact.known]
+
+    def fact_stream(
+        self, facts: Iterable[Fact], num_statements: int = STREAM_STATEMENTS, first: int = 0
+    ) -> list[FactRecord]:
+        """A fact stream of `facts`, each with its paraphrases `first` to `first + num_statements`.
+
+        It is also a question set: every record has a question and its answer.
+        """
+        return [
+            FactRecord(
+                id=fact.id,
+                statements=tuple(self.statements(fact, num_statements, first)),
+                question=self.question(fact),
+                answers=(fact.answer,),
+            )
+            for fact in facts
+        ]
+
+    def document_stream(self, num_rewrites: int = STREAM_STATEMENTS) -> list[Document]:
+        """A document stream that states every new fact in one chunk of up to seven facts.
+
+        The chunk and each of its rewrites state its facts in other words, in another order, among
+        other sentences of prose.
+        """
+        draws = Draws(self.seed, "document stream")
+        documents = []
+        for number, facts in enumerate(_groups(self.new_facts, draws)):
+            paraphrases = [self.statements(fact, 1 + num_rewrites) for fact in facts]
+            texts = []
+            for statements in zip(*paraphrases, strict=True):
+                sentences = [*statements, *(_prose(draws) for _ in range(1 + draws.below(4)))]
+                draws.shuffle(sentences)
+                texts.append(" ".join(sentences))
+            documents.append(Document(f"chunk-{number:04d}", texts[0], tuple(texts[1:])))
+        return documents
 
     def _make_facts(self) -> list[Fact]:
         total = self.num_facts + self.num_new_facts
@@ -228,7 +277,7 @@ class _Names:
         return list(titles)
 
 
-def _groups(items: list[str], draws: Draws) -> Iterator[list[str]]:
+def _groups(items: list[Item], draws: Draws) -> Iterator[list[Item]]:
     """The items in random order, three to seven at a time."""
     items = list(items)
     draws.shuffle(items)
