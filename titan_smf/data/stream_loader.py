@@ -1,0 +1,190 @@
+"""Batches of the continual phase: one fact or chunk a step, in the order of its stream.
+
+    B sequences in a micro-batch, S sequence length, W ranks, G sequences in a global batch
+
+The global batch of a step holds the texts of one record, one a row, whatever the number of ranks:
+
+    row i in epoch e       text (e*G + i) mod n of the record's n texts: fewer than G repeat in
+                           order, more go on where the epoch before stopped
+    micro-batch j, rank r  rows (j*W + r)*B to (j*W + r + 1)*B
+    a row                  tokens  [begin] t1 t2 t3 [end]        S = 6
+                           input   [begin] t1 t2 t3 [pad] [pad]
+                           labels  t1 t2 t3 [end] ignored ignored
+
+Every token that is read is followed by one to predict, so an input position is padding exactly
+where its label is `IGNORE_INDEX`: `labels != IGNORE_INDEX` says which positions count for the loss
+and for accesses. This holds with a tokenizer whose padding token is its end token.
+"""
+
+import hashlib
+import json
+import logging
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from titan_smf.data.documents import Document
+from titan_smf.data.facts import Fact
+from titan_smf.data.loader import IGNORE_INDEX, Batch
+from titan_smf.data.records import Record, read_records
+from titan_smf.data.sources import SYNTHETIC_PREFIX, parse_world
+from titan_smf.data.tokenizer import Tokenizer
+from titan_smf.errors import CheckpointError, ConfigError
+
+logger = logging.getLogger("titan_smf")
+
+
+def open_stream(path: str, kind: Literal["facts", "documents"]) -> Sequence[Record]:
+    """The records of `stream.path`, in the order of learning.
+
+    Args:
+        path: a jsonl file, path or fsspec URL, of lines like `Fact` or `Document`; or a
+            `synthetic:world?...` source, whose new facts are to be learned.
+
+    Raises:
+        DataError: a missing file, or a line that cannot be used.
+        ConfigError: a synthetic source with unknown settings or without new facts.
+    """
+    if not path.startswith(SYNTHETIC_PREFIX):
+        return read_records(path, Fact if kind == "facts" else Document)
+    try:
+        world, _ = parse_world(path)
+    except ConfigError as error:
+        raise ConfigError("stream.path", path, error.allowed) from error
+    if not world.new_facts:
+        raise ConfigError("stream.path", path, "new_facts=1 or more: they are what is learned")
+    return world.fact_stream(world.new_facts) if kind == "facts" else world.document_stream()
+
+
+class StreamLoader:
+    """Yields the micro-batches of one record after another, `epochs` times, then ends.
+
+    The state is how many records all ranks together are done with: equal on every rank, and good
+    for any number of ranks and micro-batches. A record that is stopped amid its micro-batches is
+    not done with.
+
+    Texts are tokenised at the start, 28 MB a second on one CPU core. A text of more than S + 1
+    tokens, begin and end among them, loses its end; one warning says how many do.
+
+    Has the methods of torchtitan's `BaseDataLoader`.
+
+    Args:
+        global_batch_size: G, a multiple of `local_batch_size * dp_world_size`.
+    """
+
+    def __init__(
+        self,
+        records: Sequence[Record],
+        tokenizer: Tokenizer,
+        seq_len: int,
+        local_batch_size: int,
+        global_batch_size: int,
+        dp_rank: int,
+        dp_world_size: int,
+        epochs: int = 1,
+    ) -> None:
+        assert 0 <= dp_rank < dp_world_size, "a rank of the data-parallel group"
+        assert global_batch_size % (local_batch_size * dp_world_size) == 0, "whole micro-batches"
+        assert records, "a stream is not empty"
+        assert epochs >= 1, "the stream is read at least once"
+        self._seq_len = seq_len
+        self._batch_size = local_batch_size
+        self._global_size = global_batch_size
+        self._rank = dp_rank
+        self._num_ranks = dp_world_size
+        self._epochs = epochs
+        self._pad_id = tokenizer.pad_id
+        self._sequences = _tokenize(records, tokenizer, seq_len, warn=dp_rank == 0)
+        self._digest = _digest(records)
+        self._position = 0
+        self.num_steps = len(records) * epochs
+        """Global batches from the start of the stream to its end."""
+
+    def __iter__(self) -> Iterator[Batch]:
+        starts = range(
+            self._rank * self._batch_size, self._global_size, self._num_ranks * self._batch_size
+        )
+        while self._position < self.num_steps:
+            epoch, record = divmod(self._position, len(self._sequences))
+            for start in starts:
+                batch = self._batch(record, epoch * self._global_size + start)
+                if start == starts[-1]:
+                    self._position += 1
+                yield batch
+
+    def _batch(self, record: int, first: int) -> Batch:
+        """Rows with texts `first` to `first + B` of a record, counted on over its end."""
+        sequences = self._sequences[record]
+        shape = (self._batch_size, self._seq_len)
+        inputs = np.full(shape, self._pad_id, dtype=np.int64)
+        labels = np.full(shape, IGNORE_INDEX, dtype=np.int64)
+        for row in range(self._batch_size):
+            tokens = sequences[(first + row) % len(sequences)]
+            inputs[row, : len(tokens) - 1] = tokens[:-1]
+            labels[row, : len(tokens) - 1] = tokens[1:]
+        return {"input": torch.from_numpy(inputs)}, torch.from_numpy(labels)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The position, and what it is a position in; equal on all ranks, plain JSON values."""
+        return {
+            "stream_records": len(self._sequences),
+            "stream_digest": self._digest,
+            "epochs": self._epochs,
+            "global_batch_size": self._global_size,
+            "seq_len": self._seq_len,
+            "position": self._position,
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go to a saved position of the same stream, read with the same settings.
+
+        Raises:
+            CheckpointError: says what differs.
+        """
+        here = self.state_dict()
+        differing = [
+            f"{key} is {here.get(key, 'absent')} here and {state_dict.get(key, 'absent')} in the "
+            "checkpoint"
+            for key in here | state_dict
+            if key != "position" and here.get(key) != state_dict.get(key)
+        ]
+        if differing:
+            raise CheckpointError(
+                f"the position in the stream cannot be resumed: {'; '.join(differing)}. Use the "
+                "stream and settings of the checkpoint, or start a new run from its weights by "
+                "checkpoint.initial_load_path"
+            )
+        self._position = int(state_dict["position"])
+
+
+def _tokenize(
+    records: Sequence[Record], tokenizer: Tokenizer, seq_len: int, warn: bool
+) -> list[list[npt.NDArray[np.int32]]]:
+    """The tokens of each text of each record, at most `seq_len + 1` of them."""
+    sequences = []
+    lengths = []
+    for record in records:
+        encoded = [tokenizer.encode(text, bos=True, eos=True) for text in record.texts]
+        lengths += [len(tokens) - 1 for tokens in encoded]
+        sequences.append([np.array(tokens[: seq_len + 1], dtype=np.int32) for tokens in encoded])
+    if warn and max(lengths) > seq_len:
+        logger.warning(
+            "%d of the stream's %d texts are longer than training.seq_len %d and lose their end; "
+            "%d would hold them all",
+            sum(length > seq_len for length in lengths),
+            len(lengths),
+            seq_len,
+            max(lengths),
+        )
+    return sequences
+
+
+def _digest(records: Sequence[Record]) -> str:
+    """16 hex digits that change with any text that is trained on, and with their order."""
+    digest = hashlib.sha256()
+    for record in records:
+        digest.update(json.dumps(record.texts).encode() + b"\n")
+    return digest.hexdigest()[:16]
