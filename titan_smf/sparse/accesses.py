@@ -99,22 +99,24 @@ def sum_over_replicas(
     """
     if replicate_group is None:
         return touched
-    num_replicas = dist.get_world_size(replicate_group)
     num_ids = len(touched.ids)
-    sizes = touched.ids.new_empty(num_replicas)
-    dist.all_gather_into_tensor(sizes, sizes.new_tensor([num_ids]), group=replicate_group)
-    sizes_list = sizes.tolist()
-    longest = max(sizes_list)
-    # A count of one step fits into the 32 bits below the id.
-    mine = touched.ids.new_zeros(longest)
-    mine[:num_ids] = (touched.ids << 32) | touched.counts
-    gathered = mine.new_empty(num_replicas * longest)
-    dist.all_gather_into_tensor(gathered, mine, group=replicate_group)
-    lists = gathered.view(num_replicas, longest)
-    pairs = torch.cat([lists[i, :size] for i, size in enumerate(sizes_list)])
+    sizes = all_gathered(touched.ids.new_tensor(num_ids), replicate_group).tolist()
+    mine = touched.ids.new_zeros(max(sizes))
+    mine[:num_ids] = (touched.ids << 32) | touched.counts  # counts of a step fit into 32 bits
+    lists = all_gathered(mine, replicate_group)
+    pairs = torch.cat([pairs[:size] for pairs, size in zip(lists, sizes, strict=True)])
     ids, place = torch.unique(pairs >> 32, return_inverse=True)
     counts = torch.zeros_like(ids).index_add_(0, place, pairs & 0xFFFFFFFF)
     return TouchedSlots(ids, counts)
+
+
+def all_gathered(tensor: Tensor, group: dist.ProcessGroup | None) -> Tensor:
+    """Returns the tensors of all ranks of a group, of one shape, along a new first dimension."""
+    if group is None:
+        return tensor.unsqueeze(0)
+    gathered = tensor.new_empty(dist.get_world_size(group), *tensor.shape)
+    dist.all_gather(list(gathered.unbind()), tensor, group=group)
+    return gathered
 
 
 def slots_used_fraction(

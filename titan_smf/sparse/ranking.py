@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from titan_smf.sparse.accesses import OwnedSlots, TouchedSlots
+from titan_smf.sparse.accesses import OwnedSlots, TouchedSlots, all_gathered
 from titan_smf.sparse.document_frequency import Background
 
 Ranking = Literal["tfidf", "tf", "kl", "random", "all"]
@@ -100,7 +100,7 @@ def select(
     """
     # 1. Agree on the number of accesses, and on how many keys each rank sends.
     mine = torch.stack([touched.counts.sum(), touched.counts.new_tensor(len(touched.ids))])
-    totals, sizes = _gathered(mine, shard_group).T.tolist()
+    totals, sizes = all_gathered(mine, shard_group).T.tolist()
     total, num_touched = sum(totals), sum(sizes)
     limit = num_touched if ranking == "all" else top_t
     sent = min(limit, max(sizes))
@@ -113,7 +113,7 @@ def select(
     candidates[: len(best), 1] = touched.counts[best]
 
     # 3. The best of all.
-    keys, counts = _gathered(candidates, shard_group).view(-1, 2).unbind(1)
+    keys, counts = all_gathered(candidates, shard_group).view(-1, 2).unbind(1)
     keys, best = keys.topk(min(limit, num_touched))
     scores, ids = split_keys(keys)
     return Selection(ids, scores, counts[best], total, num_touched)
@@ -245,15 +245,6 @@ def _mix(state: Tensor) -> Tensor:
 def _shifted(state: Tensor, bits: int) -> Tensor:
     """A shift to the right that brings in zeros."""
     return (state >> bits) & (2 ** (64 - bits) - 1)
-
-
-def _gathered(tensor: Tensor, group: dist.ProcessGroup | None) -> Tensor:
-    """The tensors of all ranks of a group, in rank order, along a new first dimension."""
-    if group is None:
-        return tensor.unsqueeze(0)
-    gathered = tensor.new_empty(dist.get_world_size(group), *tensor.shape)
-    dist.all_gather_into_tensor(gathered, tensor, group=group)
-    return gathered
 
 
 def _first_difference(selection: Selection, expected: Selection) -> str:
