@@ -29,7 +29,7 @@ launch() {
     program+=("$1")
     shift
   fi
-  case " $* " in *" --job.config "*) ;; *) set -- --job.config "$config" "$@" ;; esac
+  case " $* " in *" --job.config"*) ;; *) set -- --job.config "$config" "$@" ;; esac
   # HSDP: each node holds the whole model and table, so that lookups stay inside a node.
   if [ "$SLURM_JOB_NUM_NODES" -gt 1 ] && [ "$(processes_per_node)" -gt 1 ]; then
     case " $* " in
@@ -38,6 +38,8 @@ launch() {
     esac
   fi
 
+  # srun does not take a job's CPUs a task by itself; without them all processes share one core.
+  export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-$SLURM_CPUS_ON_NODE}
   # A program that is asked to stop may write a checkpoint before it is killed.
   export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-240}
   export TORCH_CPP_LOG_LEVEL=${TORCH_CPP_LOG_LEVEL:-ERROR}  # no stack dumps at rendezvous shutdown

@@ -13,7 +13,7 @@ from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Shard, distribute_tensor
 
-from titan_smf.checkpoint import MANIFEST, Checkpointer, committed_steps, find_checkpoint
+from titan_smf.checkpoint import LAST, MANIFEST, Checkpointer, committed_steps, find_checkpoint
 from titan_smf.errors import CheckpointError
 
 SAVED = SHORT | {"checkpoint.enable": "true", "checkpoint.interval": 2}
@@ -49,16 +49,18 @@ def checkpointer(folder: str, ranks: int, keep: int = 0) -> tuple[Checkpointer, 
         parameter.grad = torch.ones_like(parameter)
     optimizers.step()
     states: dict[str, Any] = {"counter": Counter()}
-    return Checkpointer(Path(folder), model, optimizers, states, {"a": 1}, keep), model, optimizers
+    identity = {"weights": {"a": 1}, "training": {"dtype": "float32"}}
+    path = Path(folder) / "checkpoints"
+    return Checkpointer(path, model, optimizers, states, identity, keep), model, optimizers
 
 
-def everything(model: nn.Module, optimizers: Any) -> list[torch.Tensor | float]:
-    state: list[torch.Tensor | float] = []
+def everything(model: nn.Module, optimizers: Any) -> list[torch.Tensor]:
+    state: list[torch.Tensor] = []
     for parameter in model.parameters():
         kept = optimizers.optimizers[0].state[parameter]
         full = [parameter.data, kept["exp_avg"], kept["exp_avg_sq"]]
         state += [tensor.full_tensor() for tensor in full] + [kept["step"].clone()]
-    return [*state, optimizers.optimizers[0].param_groups[0]["lr"], torch.rand(2)]
+    return [*state, torch.rand(2)]
 
 
 def save(rank: int, ranks: int, folder: str) -> list[Any]:
@@ -71,8 +73,10 @@ def save(rank: int, ranks: int, folder: str) -> list[Any]:
 
 def load(rank: int, ranks: int, folder: str) -> list[Any]:
     loader, model, optimizers = checkpointer(folder, ranks)
+    rate = optimizers.optimizers[0].param_groups[0]["lr"]
     assert loader.latest() == 15
     loader.load(15)
+    assert optimizers.optimizers[0].param_groups[0]["lr"] == rate, "rates are the configuration's"
     assert loader.states["counter"].state_dict() == {"position": 15}
     return everything(model, optimizers)
 
@@ -80,15 +84,14 @@ def load(rank: int, ranks: int, folder: str) -> list[Any]:
 def test_every_number_of_ranks_loads_what_another_saved(tmp_path: Path) -> None:
     for ranks in (2, 3):
         folder = tmp_path / str(ranks)
-        folder.mkdir()
-        (folder / ".staging-step-3").mkdir()
+        (folder / "checkpoints/.staging-step-3").mkdir(parents=True)
         saved = run_on_ranks(save, ranks, str(folder))[0]
-        assert sorted(path.name for path in folder.iterdir()) == ["step-10", "step-15"]
+        names = sorted(path.name for path in (folder / "checkpoints").iterdir())
+        assert names == ["step-10", "step-15"]
+        assert (folder / LAST).read_text() == "step-15\n"
         for readers in (1, 4):
             for loaded in run_on_ranks(load, readers, str(folder)):
-                assert all(
-                    map(torch.equal, map(torch.as_tensor, saved), map(torch.as_tensor, loaded))
-                )
+                assert all(map(torch.equal, saved, loaded))
 
 
 def refuse(rank: int, ranks: int, folder: str) -> dict[str, str]:
@@ -118,13 +121,19 @@ def refuse(rank: int, ranks: int, folder: str) -> dict[str, str]:
 
     def no_change(path: Path) -> None: ...
 
+    def like(model: nn.Module, **identity: Any) -> Checkpointer:
+        return Checkpointer(saver.folder, model, saver.optimizers, {}, identity, 0)
+
+    weights = saver.identity["weights"]
     attempt("flipped", flip_a_bit)
     attempt("lost", lambda path: next(path.glob("*.safetensors")).unlink())
+    attempt("added", lambda path: (path / "shard-9.safetensors").write_bytes(b""))
     attempt("torn", lambda path: (path / MANIFEST).unlink())
-    other = Checkpointer(saver.folder, saver.model, saver.optimizers, {}, {"a": 2}, 0)
-    attempt("other", no_change, other)
-    shape = Checkpointer(saver.folder, nn.Linear(5, 8), saver.optimizers, {}, {"a": 1}, 0)
-    attempt("shape", no_change, shape)
+    attempt("half", lambda path: (path / MANIFEST).write_text('{"files": {'))
+    attempt("new", lambda path: (path / MANIFEST).write_text('{"files": {}, "format": 9}'))
+    attempt("other", no_change, like(saver.model, weights={"a": 2}))
+    attempt("type", no_change, like(saver.model, weights=weights, training={"dtype": "bfloat16"}))
+    attempt("shape", no_change, like(nn.Linear(5, 8), **saver.identity))
     return messages
 
 
@@ -133,8 +142,12 @@ def test_what_is_not_whole_or_does_not_fit_is_refused_on_every_rank(tmp_path: Pa
     assert messages == others
     assert "step-2: damaged, shard-0000" in messages["flipped"]
     assert "step-2: damaged, shard-0000" in messages["lost"]
-    assert messages["torn"].endswith(f"complete steps in {tmp_path}: 1")
-    assert messages["other"].endswith("step-2: of another run: a was 1 there and is 2 here")
+    assert "step-2: shard-9.safetensors does not belong there" in messages["added"]
+    assert messages["torn"].endswith("checkpoints: 1")
+    assert "step-2: damaged, manifest.json cannot be read" in messages["half"]
+    assert "step-2: its format is 9, this version reads 1" in messages["new"]
+    assert "step-2: of another run: a was 1 there and is 2 here" in messages["other"]
+    assert "dtype was 'float32' there and is 'bfloat16' here" in messages["type"]
     assert (
         "is (7, 5), here (8, 5)" in messages["shape"] or "is (7,), here (8,)" in messages["shape"]
     )
@@ -164,6 +177,7 @@ def starts(rank: int, ranks: int, folder: str) -> dict[str, str]:
     torch.distributed.barrier()
     attempt("gone", {"training.steps": 6})
     attempt("later", {"checkpoint.load_step": 2})
+    attempt("base", {"checkpoint.enable": "false"})
     train(rank, ranks, folder, {"new": SAVED | initial})
     return messages
 
@@ -176,7 +190,8 @@ def test_a_start_without_the_weights_it_was_asked_for_stops(tmp_path: Path) -> N
     assert "tokenizer.fingerprint was" in messages["tokenizer"]
     assert "model.memory.k was 8 there and is 4 here" in messages["model"]
     assert "step-3: no complete checkpoint there; complete steps in" in messages["step"]
-    assert "reached step 4" in messages["gone"]
+    assert "this run saved step-4, but" in messages["gone"]
+    assert "holds a run with checkpoints up to step 4" in messages["base"]
     assert "holds the later step 4" in messages["later"]
     # A start from the given weights goes on from their loss, not from that of random weights.
     assert metrics(tmp_path / "new")[0] < metrics(tmp_path / "base")[0] - 0.1

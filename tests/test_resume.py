@@ -8,10 +8,11 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from launch import run_on_ranks
-from test_training import CONFIG, EXACT, SHORT, arguments, metrics, train
+from test_training import CONFIG, EXACT, HSDP, SHORT, arguments, metrics, train
 
 STEPS = 40
 
@@ -131,3 +132,37 @@ def test_resumed_on_as_many_ranks_is_bit_identical(ranks: int, tmp_path: Path) -
     run_on_ranks(train_twice, ranks, str(tmp_path))
     for name in ("loss", "grad_norm", "lr"):
         assert metrics(tmp_path / "halves", name) == metrics(tmp_path / "straight", name)
+
+
+@pytest.mark.parametrize(
+    ("before", "after"), [((4, HSDP), (2, {})), ((1, {}), (4, HSDP))], ids=["from HSDP", "to HSDP"]
+)
+def test_resumed_in_another_placement(
+    before: tuple[int, dict[str, Any]], after: tuple[int, dict[str, Any]], tmp_path: Path
+) -> None:
+    saved = SHORT | EXACT | {"checkpoint.enable": "true", "lr_scheduler.decay_ratio": 0.0}
+    for (ranks, placement), run, steps in (
+        (after, "straight", 4),
+        (before, "halves", 2),
+        (after, "halves", 4),
+    ):
+        settings = saved | placement | {"training.steps": steps}
+        run_on_ranks(train, ranks, str(tmp_path), {run: settings})
+    straight = metrics(tmp_path / "straight")
+    assert metrics(tmp_path / "halves") == pytest.approx(straight, rel=0, abs=1e-10)
+
+
+def train_with_other_rates(rank: int, ranks: int, folder: str) -> None:
+    """A finished run that is extended, with other rates."""
+    saved = SHORT | {"checkpoint.enable": "true", "lr_scheduler.decay_ratio": 0.5}
+    train(rank, ranks, folder, {"run": saved | {"optimizer.lr": 1e-3}})
+    longer = {"training.steps": 8, "optimizer.lr": 4e-3, "memory.value_lr": 8e-3}
+    train(rank, ranks, folder, {"run": saved | longer})
+
+
+def test_a_resumed_run_has_the_schedule_and_rates_it_is_given(tmp_path: Path) -> None:
+    run_on_ranks(train_with_other_rates, 1, str(tmp_path))
+    # Four steps of warmup 2 and decay 2, then steps 5 to 8 of a run of 8 with decay 4.
+    assert metrics(tmp_path / "run", "lr") == pytest.approx(
+        [0.5e-3, 1e-3, 1e-3, 0.5e-3, 4e-3, 3e-3, 2e-3, 1e-3]
+    )

@@ -2,9 +2,9 @@
 
 A checkpoint is a folder `step-N`:
 
-    shard-0000R-model-*.safetensors   tensors of rank R, with their place in the whole
-    state.json                        everything else: step, schedule, data position, identity
-    manifest.json                     size and SHA-256 of every other file
+    shard-*.safetensors   tensors, one file for each rank, with their place in the whole
+    state.json            everything else: step, data position, random state, identity
+    manifest.json         size and SHA-256 of every other file
 
 Saving writes into `.staging-step-N`, adds the manifest last, and renames the folder: a folder named
 `step-N` is complete. Older checkpoints are removed only after that. Tensors go through
@@ -27,11 +27,12 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import nn
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.hf_storage import (
     HuggingFaceStorageReader,
     HuggingFaceStorageWriter,
 )
-from torch.distributed.checkpoint.state_dict import get_model_state_dict, set_model_state_dict
+from torch.distributed.checkpoint.state_dict import get_model_state_dict
 from torch.distributed.checkpoint.stateful import Stateful
 
 from titan_smf.errors import CheckpointError
@@ -39,6 +40,8 @@ from titan_smf.errors import CheckpointError
 FORMAT = 1
 MANIFEST = "manifest.json"
 STATE = "state.json"
+LAST = "last_checkpoint"
+"""File beside the folder of checkpoints that names the one committed last."""
 
 logger = logging.getLogger("titan_smf")
 
@@ -51,7 +54,8 @@ class Checkpointer:
         model: its parameters and persistent buffers are saved as `model.*`.
         optimizers: flat state (torchtitan's `OptimizersContainer`), saved as `optimizer.*`.
         states: further parts whose state is small and JSON, by name.
-        identity: what must be equal for a checkpoint to fit this run, as nested JSON values.
+        identity: what must be equal for a checkpoint to fit this run, as nested JSON values;
+            `weights` is the part that must be equal to take the weights alone.
         keep: how many of the newest checkpoints stay; 0 keeps all.
     """
 
@@ -74,17 +78,27 @@ class Checkpointer:
     def save(self, step: int) -> Path:
         """Write and commit `step-N`, then remove what `keep` no longer covers. Collective.
 
-        What is not split over the ranks is rank 0's, the random state too.
+        What is not split over the ranks is rank 0's, the random state too. Needs as much memory
+        again as this rank's weights and moments take.
+
+        Raises:
+            CheckpointError: it cannot be written; what was committed before is untouched.
         """
+        try:
+            return self._save(step)
+        except (OSError, CheckpointException) as error:
+            raise CheckpointError(f"{self.folder}: step {step} cannot be saved: {error}") from None
+
+    def _save(self, step: int) -> Path:
         staging = self.folder / f".staging-step-{step}"
         if _is_first():
-            shutil.rmtree(staging, ignore_errors=True)
+            for leftover in self.folder.glob(".staging-step-*"):
+                shutil.rmtree(leftover)
             staging.mkdir(parents=True)
         _wait()  # the folder must exist before any rank writes into it
-        tensors, plain = self._optimizer_state()
-        tensors |= _prefixed(self._model_state())
         writer = HuggingFaceStorageWriter(str(staging), save_distributed=True)
-        dcp.save({name: _no_scalar(t) for name, t in tensors.items()}, storage_writer=writer)
+        tensors = {name: _no_scalar(tensor) for name, tensor in self._tensors().items()}
+        dcp.save(tensors, storage_writer=writer)
         if _is_first():
             state = {
                 "format": FORMAT,
@@ -93,87 +107,57 @@ class Checkpointer:
                 "torch": str(torch.__version__),
                 "identity": self.identity,
                 "random": base64.b64encode(torch.get_rng_state().numpy().tobytes()).decode(),
-                "optimizer": plain,
                 "states": {name: part.state_dict() for name, part in self.states.items()},
             }
             _write_json(staging / STATE, state)
-        _wait()  # state.json is hashed too
-        manifest = _on_all_ranks(_describe_files, sorted(staging.iterdir()))
+        # Rank 0's list: others may see a shared file system later.
+        manifest = _described(from_first_rank(lambda: sorted(staging.iterdir())))
         final = self.folder / f"step-{step}"
         if _is_first():
-            _write_json(staging / MANIFEST, {"files": manifest})
+            _write_json(staging / MANIFEST, {"format": FORMAT, "files": manifest})
             _commit(staging, final)
-            self._prune()
+            (self.folder.parent / LAST).write_text(f"{final.name}\n")
+            if self.keep:
+                for old in committed_steps(self.folder)[: -self.keep]:
+                    shutil.rmtree(self.folder / f"step-{old}")
         _wait()  # no rank goes on before the checkpoint counts
         return final
 
     def latest(self) -> int | None:
         """The newest committed step; the same answer on every rank."""
-        return _from_first(lambda: max(committed_steps(self.folder), default=None))
+        return from_first_rank(lambda: max(committed_steps(self.folder), default=None))
 
     def load(self, step: int) -> None:
-        """Restore the full state of `step-N`. Collective.
+        """Restore the full state of `step-N`; rates and decay stay this run's. Collective.
 
         Raises:
             CheckpointError: it is missing, damaged, or of another model or tokenizer.
         """
         path = self.folder / f"step-{step}"
-        state = self._open(path)
-        tensors, _ = self._optimizer_state()
-        model = self._model_state()
-        tensors |= _prefixed(model)
-        _read(path, tensors)
-        set_model_state_dict(self.model, model)
+        state = _open(path, self.identity)
+        _read(path, self._tensors())
         random_state = bytearray(base64.b64decode(state["random"]))
         torch.set_rng_state(torch.frombuffer(random_state, dtype=torch.uint8))
-        flat = {
-            name.removeprefix("optimizer."): value
-            for name, value in (tensors | state["optimizer"]).items()
-            if name.startswith("optimizer.")
-        }
-        self.optimizers.load_state_dict(flat)
         for name, part in self.states.items():
             part.load_state_dict(state["states"][name])
 
     def load_weights(self, path: Path) -> None:
         """Take only the model's weights from the checkpoint at `path`. Collective."""
-        self._open(path)
-        model = self._model_state()
-        _read(path, _prefixed(model))
-        set_model_state_dict(self.model, model)
+        _open(path, {"weights": self.identity["weights"]})
+        _read(path, self._model_tensors())
 
-    def _open(self, path: Path) -> dict[str, Any]:
-        problem = _from_first(lambda: _missing(path))
-        if problem:
-            raise CheckpointError(problem)
-        manifest = json.loads((path / MANIFEST).read_text())["files"]
-        found = _on_all_ranks(_describe_files, [path / name for name in sorted(manifest)])
-        damaged = sorted(name for name in manifest if found[name] != manifest[name])
-        if damaged:
-            raise CheckpointError(
-                f"{path}: damaged, {', '.join(damaged)} is not as it was saved; restore the file, "
-                "or remove the folder to go on from the step before"
-            )
-        state = json.loads((path / STATE).read_text())
-        difference = _first_difference(state["identity"], self.identity)
-        if difference:
-            raise CheckpointError(f"{path}: of another run: {difference}")
-        return state
+    def _model_tensors(self) -> dict[str, torch.Tensor]:
+        return {f"model.{name}": t for name, t in _model_state(self.model).items()}
 
-    def _model_state(self) -> dict[str, Any]:
-        return get_model_state_dict(self.model)
+    def _tensors(self) -> dict[str, torch.Tensor]:
+        """The run's own tensors by name: reading into them is restoring them."""
+        optimizer = {f"optimizer.{name}": v for name, v in self.optimizers.state_dict().items()}
+        moments = {name: v for name, v in optimizer.items() if isinstance(v, torch.Tensor)}
+        return self._model_tensors() | moments
 
-    def _optimizer_state(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-        flat = {f"optimizer.{name}": v for name, v in self.optimizers.state_dict().items()}
-        tensors = {name: v for name, v in flat.items() if isinstance(v, torch.Tensor)}
-        return tensors, {name: v for name, v in flat.items() if name not in tensors}
 
-    def _prune(self) -> None:
-        for leftover in self.folder.glob(".staging-step-*"):
-            shutil.rmtree(leftover)
-        if self.keep:
-            for step in committed_steps(self.folder)[: -self.keep]:
-                shutil.rmtree(self.folder / f"step-{step}")
+def _model_state(model: nn.Module) -> dict[str, Any]:
+    return get_model_state_dict(model)
 
 
 def committed_steps(folder: Path) -> list[int]:
@@ -192,8 +176,9 @@ def find_checkpoint(path: Path) -> Path:
     Raises:
         CheckpointError: there is none.
     """
-    for folder in (path, path / "checkpoints"):
-        if (folder / MANIFEST).is_file():
+    inside = sorted(path.iterdir()) if path.is_dir() else []
+    for folder in (path, *inside):
+        if folder == path and (folder / MANIFEST).is_file():
             return folder
         if steps := committed_steps(folder):
             return folder / f"step-{steps[-1]}"
@@ -203,11 +188,44 @@ def find_checkpoint(path: Path) -> Path:
     )
 
 
-def _missing(path: Path) -> str | None:
-    if (path / MANIFEST).is_file():
-        return None
-    steps = ", ".join(map(str, committed_steps(path.parent))) or "none"
-    return f"{path}: no complete checkpoint there; complete steps in {path.parent}: {steps}"
+def _open(path: Path, identity: dict[str, Any]) -> dict[str, Any]:
+    """What `state.json` says, of a checkpoint that is whole and fits `identity`. Collective."""
+    manifest, problem = from_first_rank(lambda: _read_manifest(path))
+    if problem:
+        raise CheckpointError(problem)
+    found = _described([path / name for name in sorted(manifest)])
+    damaged = sorted(name for name in manifest if found[name] != manifest[name])
+    if damaged:
+        raise CheckpointError(
+            f"{path}: damaged, {', '.join(damaged)} is not as it was saved; restore the file, "
+            "or remove the folder to go on from the step before"
+        )
+    state = json.loads((path / STATE).read_text())
+    for part, here in identity.items():
+        if difference := _first_difference(state["identity"][part], here):
+            raise CheckpointError(
+                f"{path}: of another run: {difference}; start with the settings of that run, "
+                "or give a new job.dump_folder"
+            )
+    return state
+
+
+def _read_manifest(path: Path) -> tuple[dict[str, dict[str, Any]], str]:
+    """The files that make a checkpoint, and what is wrong with them as far as names tell."""
+    if not (path / MANIFEST).is_file():
+        steps = ", ".join(map(str, committed_steps(path.parent))) or "none"
+        return {}, f"{path}: no complete checkpoint there; complete steps in {path.parent}: {steps}"
+    try:
+        manifest = json.loads((path / MANIFEST).read_text())
+        files, written = manifest["files"], manifest["format"]
+    except (ValueError, KeyError, TypeError):
+        return {}, f"{path}: damaged, {MANIFEST} cannot be read; remove the folder to go on without"
+    if written != FORMAT:
+        return {}, f"{path}: its format is {written}, this version reads {FORMAT}"
+    names = {file.name for file in path.iterdir()} - {MANIFEST}
+    if extra := sorted(names - files.keys()):
+        return {}, f"{path}: {', '.join(extra)} does not belong there; move it away"
+    return files, ""
 
 
 def _read(path: Path, tensors: dict[str, torch.Tensor]) -> None:
@@ -227,16 +245,12 @@ def _read(path: Path, tensors: dict[str, torch.Tensor]) -> None:
     dcp.load(wanted, storage_reader=reader)
 
 
-def _prefixed(model_state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    return {f"model.{name}": tensor for name, tensor in model_state.items()}
-
-
 def _no_scalar(tensor: torch.Tensor) -> torch.Tensor:
     """A view with at least one dimension: safetensors slices need one."""
     return tensor if tensor.dim() else tensor.reshape(1)
 
 
-def _describe_files(path: Path) -> tuple[str, dict[str, Any]]:
+def _describe(path: Path) -> tuple[str, dict[str, Any]]:
     if not path.is_file():
         return path.name, {"bytes": None, "sha256": None}
     with path.open("rb") as file:
@@ -244,21 +258,19 @@ def _describe_files(path: Path) -> tuple[str, dict[str, Any]]:
     return path.name, {"bytes": path.stat().st_size, "sha256": digest}
 
 
-def _on_all_ranks(
-    describe: Callable[[Path], tuple[str, dict[str, Any]]], paths: list[Path]
-) -> dict[str, dict[str, Any]]:
-    """Spread `describe` over the ranks; every rank gets all answers."""
+def _described(paths: list[Path]) -> dict[str, dict[str, Any]]:
+    """Sizes and hashes of the files, which the ranks share among them; the same on every rank."""
     if not dist.is_initialized():
-        return dict(map(describe, paths))
+        return dict(map(_describe, paths))
     rank, ranks = dist.get_rank(), dist.get_world_size()
     parts: list[Any] = [None] * ranks
-    dist.all_gather_object(parts, [describe(path) for path in paths[rank::ranks]])
+    dist.all_gather_object(parts, [_describe(path) for path in paths[rank::ranks]])
     return dict(item for part in parts for item in part)
 
 
 def _commit(staging: Path, final: Path) -> None:
     if final.exists():
-        # An incomplete folder of that name: a committed step is never saved twice.
+        # It has no manifest, or it would have been loaded: a run holds its folder alone.
         shutil.rmtree(final)
     staging.rename(final)
     folder = os.open(final.parent, os.O_RDONLY)
@@ -294,7 +306,7 @@ def _wait() -> None:
         dist.barrier()
 
 
-def _from_first(ask: Callable[[], Any]) -> Any:
+def from_first_rank(ask: Callable[[], Any]) -> Any:
     """Rank 0's answer on every rank: they may see a shared file system at different moments."""
     answer = [ask() if _is_first() else None]
     if dist.is_initialized():

@@ -9,6 +9,8 @@ import sys
 from collections.abc import Iterator
 from itertools import chain
 
+import torch
+
 from titan_smf.config_parsing import get, settings_of
 from titan_smf.config_sections import JobConfig
 from titan_smf.errors import ConfigError
@@ -77,6 +79,7 @@ _NOT_NEGATIVE = {
     "memory": ("value_lr", "value_weight_decay"),
     "lr_scheduler": ("warmup_steps",),
     "checkpoint": ("keep_latest_k",),
+    "debug": ("seed",),
 }
 _BETAS = {"optimizer": ("beta1", "beta2")}
 _FRACTIONS = {"lr_scheduler": ("decay_ratio", "min_lr_factor")}
@@ -158,6 +161,18 @@ def _training_conditions(config: JobConfig) -> Iterator[Condition]:
     )
     steps, load_step = config.validation.steps, config.checkpoint.load_step
     yield "validation.steps", steps == -1 or steps >= 1, "1 or more, or -1 for all the data"
+    profiling = config.profiling
+    yield (
+        "profiling.enable_profiling",
+        not profiling.enable_profiling or torch.accelerator.is_available(),
+        "false on a CPU: the profiler traces a GPU",
+    )
+    cycle = profiling.profiler_active + profiling.profiler_warmup
+    yield (
+        "profiling.profile_freq",
+        not profiling.enable_profiling or profiling.profile_freq >= cycle,
+        f"profiler_active + profiler_warmup ({cycle}) or more",
+    )
     yield "checkpoint.load_step", load_step >= -1, "the number of a step, or -1 for the latest"
 
 

@@ -93,10 +93,11 @@ class Parallelism(titan.Parallelism):
 @dataclass
 class Validation(titan.Validation):
     freq: int = 100
-    """Steps between two validations; each costs `steps` forward passes."""
+    """Steps between two validations; there is one after the last step, too."""
 
     steps: int = 10
-    """Batches of one validation on every rank; -1 = all validation data once."""
+    """Size of a validation in global training batches, of sequences spread evenly over the data;
+    -1 = all validation data once. The same sequences for any number of ranks."""
 
 
 @dataclass

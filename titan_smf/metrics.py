@@ -21,6 +21,8 @@ prepare_torchtitan()
 from torchtitan.components.metrics import MetricsProcessor  # noqa: E402
 
 METRICS_FILE = "metrics.jsonl"
+PREVIOUS_FILE = "metrics.previous.jsonl"
+"""Metrics of a run in this folder that ended before it saved a checkpoint."""
 
 logger = logging.getLogger("titan_smf")
 
@@ -43,10 +45,12 @@ class RunMetrics(MetricsProcessor):
         self.writer: SummaryWriter | None = None
         if rank() != 0:
             return
-        folder.mkdir(parents=True, exist_ok=True)
+        if step == 0 and (folder / METRICS_FILE).is_file():
+            (folder / METRICS_FILE).replace(folder / PREVIOUS_FILE)
         lines = [line for line in read_metrics(folder) if line["step"] <= step]
-        text = "".join(json.dumps(line) + "\n" for line in lines)
-        (folder / METRICS_FILE).write_text(text)
+        kept = folder / f"{METRICS_FILE}.kept"
+        kept.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        kept.replace(folder / METRICS_FILE)
         self.file = (folder / METRICS_FILE).open("a", buffering=1)
         if tensorboard_folder is not None:
             self.writer = SummaryWriter(str(tensorboard_folder), purge_step=step + 1)

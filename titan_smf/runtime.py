@@ -132,6 +132,21 @@ def set_default_ranks() -> None:
     )
 
 
+def check_devices() -> None:
+    """Every process of this machine needs a GPU of its own, where there are any.
+
+    Raises:
+        UserError: there are fewer.
+    """
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if torch.accelerator.is_available() and processes > torch.accelerator.device_count():
+        raise UserError(
+            f"{processes} processes on this machine, which has {torch.accelerator.device_count()} "
+            "GPUs; start one process for each GPU, or hide them to run on the CPU: "
+            "CUDA_VISIBLE_DEVICES= torchrun ..."
+        )
+
+
 # What torchtitan and torch say at each start although nothing is wrong: how they look for a GPU's
 # name, set NCCL up, turn autocast off, seed DTensors on a CPU, and treat meshes of one rank.
 _LOGGED_NOISE = ("Error running lspci", "Peak flops undefined", "ENV[")
@@ -147,6 +162,8 @@ def configure_logging() -> None:
     root.handlers[:] = [handler]
     # torchtitan logs through the root logger, on every rank; its start-up chatter stays out.
     root.setLevel(logging.WARNING if rank() == 0 else logging.ERROR)
+    if rank() != 0:
+        warnings.simplefilter("ignore")  # rank 0 says the same
     for message in _WARNED_NOISE:
         warnings.filterwarnings("ignore", message=message)
     logger.setLevel(logging.INFO if rank() == 0 else logging.WARNING)
@@ -190,12 +207,14 @@ def run_entry_point(main: Callable[[Sequence[str]], int | None], argv: Sequence[
     set_default_ranks()
     configure_logging()
     try:
-        return main(argv) or 0
+        check_devices()
+        code = main(argv) or 0
     except UserError as error:
         _report(error)
         return EXIT_USER_ERROR
     except BrokenPipeError:
         return 1
-    finally:
-        if dist.is_initialized():
-            dist.destroy_process_group()
+    # Only here: after an error other ranks may still wait in a collective, and so would this one.
+    if dist.is_initialized():
+        dist.destroy_process_group()
+    return code

@@ -26,9 +26,10 @@ from titan_smf.data.loader import Batch, TokenLoader, validation_batches
 from titan_smf.data.sources import open_source
 from titan_smf.data.tokenizer import Tokenizer
 from titan_smf.errors import CheckpointError, ConfigError
-from titan_smf.metrics import RunMetrics, read_metrics
+from titan_smf.metrics import RunMetrics
 from titan_smf.model.llama import MemoryLlama, MemoryLlamaArgs, parameter_counts
 from titan_smf.model.value_table import ValueTable
+from titan_smf.run_folder import check_not_begun, hold, make_folder
 from titan_smf.runtime import StopRequest, prepare_torchtitan
 from titan_smf.sparse.accesses import AccessCounter, slots_used_fraction, usage_kl
 from titan_smf.train_spec import build_train_spec
@@ -42,6 +43,8 @@ from torchtitan.protocols.train_spec import register_train_spec  # noqa: E402
 from torchtitan.tools.profiling import maybe_enable_profiling  # noqa: E402
 
 logger = logging.getLogger("titan_smf")
+
+_BATCHES_BETWEEN_STOP_CHECKS = 16
 
 
 class Trainer(torchtitan.train.Trainer):
@@ -57,18 +60,25 @@ class Trainer(torchtitan.train.Trainer):
         # torchtitan looks the parts up by the model's name; each run registers its own.
         name = f"{job_config.model.name}-{uuid.uuid4()}"
         register_train_spec(name, build_train_spec(job_config))
-        # torchtitan's own checkpoints, TensorBoard and validation are replaced by ours.
+        self.folder = Path(job_config.job.dump_folder)
+        make_folder(self.folder)
+        # torchtitan's own checkpoints, TensorBoard and validation are replaced by ours, and a
+        # record of NCCL's calls is of no use on a CPU.
+        comm = job_config.comm
+        if not torch.accelerator.is_available():
+            comm = dataclasses.replace(comm, trace_buf_size=0)
         super().__init__(
             dataclasses.replace(
                 job_config,
                 model=dataclasses.replace(job_config.model, name=name),
+                comm=comm,
                 checkpoint=dataclasses.replace(job_config.checkpoint, enable=False),
                 metrics=dataclasses.replace(job_config.metrics, enable_tensorboard=False),
                 validation=dataclasses.replace(job_config.validation, enable=False),
             )
         )
         self.job_config = job_config
-        self.folder = Path(job_config.job.dump_folder)
+        self.lock = hold(self.folder)
         model = self.model_parts[0]
         assert isinstance(model, MemoryLlama)
         self.model = model
@@ -81,7 +91,7 @@ class Trainer(torchtitan.train.Trainer):
             self.folder / job_config.checkpoint.folder,
             model,
             self.optimizers,
-            {"trainer": self, "schedule": self.lr_schedulers, "data": self.dataloader},
+            {"trainer": self, "data": self.dataloader},
             identity=self._identity(),
             keep=job_config.checkpoint.keep_latest_k,
         )
@@ -130,7 +140,9 @@ class Trainer(torchtitan.train.Trainer):
                 values |= self.metrics_processor.speed()
             last = self.step == config.training.steps
             if config.validation.enable and (last or self.step % config.validation.freq == 0):
-                values |= self.validate()
+                loss = self.validate()
+                stop = stop or loss is None
+                values |= {} if loss is None else {"evaluation/validation/loss": loss}
             if values:
                 self.metrics_processor.record(self.step, values)
             due = last or stop or self.step % config.checkpoint.interval == 0
@@ -155,7 +167,8 @@ class Trainer(torchtitan.train.Trainer):
             the step's metrics (empty between logged steps), and whether any rank was asked to stop.
         """
         self.optimizers.zero_grad()
-        logged = self.metrics_processor.should_log(self.step)
+        last = self.step == self.job_config.training.steps
+        logged = last or self.metrics_processor.should_log(self.step)
         lr = self.lr_schedulers.schedulers[0].get_last_lr()[0]
         batches = [next(data_iterator) for _ in range(self.gradient_accumulation_steps)]
         targets = sum(int((labels != IGNORE_INDEX).sum()) for _, labels in batches)
@@ -185,19 +198,29 @@ class Trainer(torchtitan.train.Trainer):
         return values | self._usage(), bool(stop)
 
     @torch.no_grad()
-    def validate(self) -> dict[str, float]:
-        """Mean loss a token over the first `validation.steps` batches of the validation data."""
+    def validate(self) -> float | None:
+        """Mean loss a token over a fixed part of the validation data; None if asked to stop."""
         self.model.eval()
-        sums = torch.zeros(2, dtype=torch.float64, device=self.device)
-        for inputs, labels in self._validation_batches():
+        sums = torch.zeros(3, dtype=torch.float64, device=self.device)
+        for number, (inputs, labels) in enumerate(self._validation_batches(), start=1):
             loss, _ = self._forward(inputs, labels)
-            sums += torch.stack([loss, (labels != IGNORE_INDEX).sum().to(loss)]).double()
+            sums[:2] += torch.stack([loss, (labels != IGNORE_INDEX).sum().to(loss)]).double()
+            if number % _BATCHES_BETWEEN_STOP_CHECKS == 0 and self._asked_to_stop():
+                break
+        sums[2] = self.stop.requested
         dist.all_reduce(sums)
         for module in self.model.modules():
             if isinstance(module, FSDPModule):
                 module.reshard()  # without a backward pass the last parameters stay gathered
         self.model.train()
-        return {"evaluation/validation/loss": (sums[0] / sums[1]).item()}
+        total, targets, stops = sums.tolist()
+        return None if stops else total / targets
+
+    def _asked_to_stop(self) -> bool:
+        """Whether any rank was asked to stop. Collective."""
+        asked = torch.tensor(int(self.stop.requested), device=self.device)
+        dist.all_reduce(asked)
+        return bool(asked.item())
 
     def _validation_batches(self) -> Iterator[Batch]:
         training, settings = self.job_config.training, self.job_config.validation
@@ -255,7 +278,7 @@ class Trainer(torchtitan.train.Trainer):
             self.checkpoints.load(saved)
             logger.info("Resumed from step %d in %s", saved, self.checkpoints.folder)
             return
-        self._check_not_begun()
+        check_not_begun(self.folder, self.checkpoints.folder, config.enable)
         if config.initial_load_path:
             path = find_checkpoint(Path(config.initial_load_path))
             self.checkpoints.load_weights(path)
@@ -273,26 +296,15 @@ class Trainer(torchtitan.train.Trainer):
                 "a new job.dump_folder with checkpoint.initial_load_path"
             )
 
-    def _check_not_begun(self) -> None:
-        """A run that was past its first checkpoint must find one: never random weights instead."""
-        config = self.job_config.checkpoint
-        steps = [line["step"] for line in read_metrics(self.folder)]
-        if config.enable and steps and max(steps) > config.interval:
-            raise CheckpointError(
-                f"{self.folder} reached step {max(steps)}, but {self.checkpoints.folder} holds no "
-                "complete checkpoint; restore it, or give a new job.dump_folder to start anew"
-            )
-
     def _identity(self) -> dict[str, Any]:
         """What a checkpoint must share with this run to fit it."""
         settings = dataclasses.asdict(self.model_args)
         names = ("dim", "n_layers", "n_heads", "n_kv_heads", "ffn_dim", "rope_theta", "vocab_size")
+        weights = {name: settings[name] for name in (*names, "memory")}
+        tokenizer = {"name": self.tokenizer.name, "fingerprint": self.tokenizer.fingerprint}
         return {
-            "model": {name: settings[name] for name in (*names, "memory")},
-            "tokenizer": {
-                "name": self.tokenizer.name,
-                "fingerprint": self.tokenizer.fingerprint,
-            },
+            "weights": {"model": weights, "tokenizer": tokenizer},
+            "training": {"dtype": self.job_config.training.dtype},
         }
 
     def _print_sizes(self) -> None:
@@ -332,8 +344,16 @@ class Trainer(torchtitan.train.Trainer):
         return {"step": self.step}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Set the position of the run."""
+        """Set the position of the run, and with it the schedule's, for the rates of this run."""
         self.step = state_dict["step"]
+        for schedule in self.lr_schedulers.schedulers:
+            schedule.last_epoch = self.step - 1
+            schedule.step()
+
+    def close(self) -> None:
+        """End the run's hold of its folder, close its files."""
+        super().close()
+        self.lock.release()
 
 
 def _num_local_rows(table: ValueTable) -> int:

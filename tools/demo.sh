@@ -5,6 +5,7 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 
 demo=outputs/demo
+export CUDA_VISIBLE_DEVICES=  # on the CPU, whatever the machine has
 say() { printf '\n== %s\n' "$*"; }
 
 say "1/3  An invented world, as text and as token shards"
