@@ -2,7 +2,8 @@
 
     df       (tables * N,) int32   documents that accessed the slot
     counts   (tables * N,) int64   accesses to the slot
-    header   one JSON value per field of `IdfMetadata` and `IdfModel`, and the format's version
+    header   `idf`, the JSON of `IdfMetadata` and the format's version; one entry, because
+             safetensors writes several in any order and equal counts shall give equal files
 
 A safetensors file is the length of its header, the header (JSON), and the tensors' bytes. Reading
 it by these means, a rank gets its own rows from any file system without fetching the others'.
@@ -28,6 +29,7 @@ from titan_smf.sparse.accesses import OwnedSlots
 from titan_smf.sparse.document_frequency import Background
 
 FORMAT = 1
+METADATA = "idf"
 LONGEST_HEADER = 100_000_000
 """In bytes; safetensors' own limit."""
 TENSORS: dict[str, tuple[str, np.dtype[Any]]] = {
@@ -88,12 +90,9 @@ def save_idf(path: str, df: Tensor, counts: Tensor, metadata: IdfMetadata) -> Id
     metadata = dataclasses.replace(
         metadata, accesses=int(counts.sum()), slots_used=int((df > 0).sum())
     )
-    fields = {"format": FORMAT, **dataclasses.asdict(metadata)}
-    fields |= fields.pop("model")
-    content = safetensors.torch.save(
-        {"df": df.to(torch.int32), "counts": counts.to(torch.int64)},
-        {name: json.dumps(value) for name, value in fields.items()},
-    )
+    text = json.dumps({"format": FORMAT, **dataclasses.asdict(metadata)})
+    tensors = {"df": df.to(torch.int32), "counts": counts.to(torch.int64)}
+    content = safetensors.torch.save(tensors, {METADATA: text})
     storage.write_bytes(path, content)
     return metadata
 
@@ -216,7 +215,7 @@ def _model_differences(got: IdfModel, want: IdfModel) -> str:
         "tables": "value tables",
         "memory_layers": "memory layers",
         "tokenizer_fingerprint": "tokenizer",
-        "addressing_fingerprint": "addressing fingerprint (the keys and queries of the model)",
+        "addressing_fingerprint": "addressing fingerprint (the model's keys and queries)",
     }
     return "; ".join(
         f"{words}: the file has {shown(got, name)}, not {shown(want, name)}"
@@ -254,12 +253,11 @@ def _read_header(file: BinaryIO, path: str) -> tuple[IdfMetadata, dict[str, int]
         raise _torn(path)
     try:
         header = json.loads(file.read(length))
-        fields = {name: json.loads(text) for name, text in header["__metadata__"].items()}
+        fields = json.loads(header["__metadata__"][METADATA])
         version = fields.pop("format")
         if version != FORMAT:
             raise IdfError(f"{path}: has format {version}, not {FORMAT}; {_command(path)}")
-        names = [field.name for field in dataclasses.fields(IdfModel)]
-        model = IdfModel(**{name: fields.pop(name) for name in names})
+        model = IdfModel(**fields.pop("model"))
         metadata = IdfMetadata(model, **fields)
         begins = {name: _begin(header, name, model) for name in TENSORS}
         stop = max(header[name]["data_offsets"][1] for name in TENSORS)
