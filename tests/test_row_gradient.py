@@ -5,7 +5,13 @@ import torch
 from torch import Tensor
 
 from titan_smf.ops.embedding_bag import bag_of_entry, weight_gradient, weighted_bags
-from titan_smf.ops.row_gradient import dense_row_gradient, row_gradient
+from titan_smf.ops.row_gradient import (
+    FILTER_SIZE,
+    dense_row_gradient,
+    row_gradient,
+    selected_entries,
+    selected_row_gradient,
+)
 
 R, V = 13, 5
 SIZES = torch.tensor([3, 1, 4, 0, 6])
@@ -60,6 +66,9 @@ def test_bags_and_gradients_equal_autograd(
     touched, gradient = row_gradient(*entries)
     assert touched.tolist() == sorted(set(rows.tolist())), "every row that was read, no other"
     assert_close(gradient, table.grad[touched])
+    entries = rows, offsets, weights, case["grad_out"]
+    for selected in (torch.tensor([0, 4, 5, R - 1]), torch.arange(R), torch.arange(0)):
+        assert_close(selected_row_gradient(selected, *entries), table.grad[selected])
 
 
 def test_nothing_read_gives_empty_gradients() -> None:
@@ -72,6 +81,26 @@ def test_nothing_read_gives_empty_gradients() -> None:
         assert (touched.shape, gradient.shape) == ((0,), (0, V))
         dense = dense_row_gradient(none, none, torch.empty(0), bags, len(table))
         assert torch.equal(dense, torch.zeros_like(table))
+        selected = torch.arange(len(table))
+        gradient = selected_row_gradient(selected, none, none, torch.empty(0), bags)
+        assert torch.equal(gradient, torch.zeros_like(table))
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
+def test_selected_entries_are_all_and_only_those(dtype: torch.dtype) -> None:
+    """Also where ids of other rows, or of selected ones, agree in the lowest bits."""
+    torch.manual_seed(0)
+    rows = torch.randint(1 << 12, (5000,)).to(dtype)
+    for selected in (
+        rows[:3].long().unique(),
+        rows.long().unique()[::7].contiguous(),
+        torch.arange(8) * FILTER_SIZE * 8,  # all on one place of the filter
+        torch.tensor([0, (1 << 12) + 5]),
+        torch.arange(1 << 12),
+    ):
+        entry, position = selected_entries(selected, rows)
+        assert torch.equal(entry, torch.isin(rows, selected.to(dtype)).nonzero().squeeze(1))
+        assert torch.equal(selected[position], rows[entry].long())
 
 
 def test_bfloat16_bags_are_summed_in_float32() -> None:

@@ -9,8 +9,9 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 from torch.utils.checkpoint import checkpoint
 
+from titan_smf.model.memory_layer import MemoryLayer
 from titan_smf.model.value_table import INIT_BLOCK, ValueTable
-from titan_smf.ops.routing import lookup_bytes
+from titan_smf.ops.routing import INDEX_BYTES, lookup_bytes
 
 V_DIM = 6
 K = 8
@@ -156,6 +157,83 @@ def check_bytes(world_size: int, mesh: DeviceMesh) -> None:
         assert (forward, backward) == pytest.approx(expected, rel=0.02)
 
 
+def selections(num_slots: int) -> dict[str, Tensor]:
+    """Global ids of the rows that learn, in very different places."""
+    some = torch.randperm(num_slots, generator=torch.Generator().manual_seed(1))
+    return {
+        "some": some[: -(-num_slots // 3)].sort().values,
+        "all": torch.arange(num_slots),
+        "the first, of one owner": torch.arange(1),
+        "none": torch.arange(0),
+    }
+
+
+def check_selected(table: ValueTable, name: str, layers: list[list[tuple[Tensor, ...]]]) -> None:
+    """Only selected rows get a gradient, the sum over lookups; everything else is as ever.
+
+    `layers` has, for each of two lookups, the inputs of all ranks. The first is of weights that
+    need no gradient, as in the first memory layer of a frozen model.
+    """
+    rank = dist.get_rank() if dist.is_initialized() else 0
+    expected = [dense_reference(table, inputs) for inputs in layers]
+    start, stop = table.row_range
+    for which, ids in selections(table.num_slots).items():
+        rows = ids[(ids >= start) & (ids < stop)] - start
+        selected = table.select(rows)
+        for inputs, reference in zip(layers, expected, strict=True):
+            slots, weights, counted, gradient = inputs[rank]
+            weights = weights.clone().requires_grad_(inputs is layers[1])
+            output, accesses = table(slots, weights, counted, selected)
+            output.backward(gradient)
+            assert close(output, reference["output"]), f"{name}, {which}: all slots are read"
+            assert torch.equal(accesses, table.count(slots, counted)), f"{name}, {which}"
+            if weights.requires_grad:
+                assert close(local(weights.grad), reference["weight gradient"]), f"{name}, {which}"
+        table.reduce_replica_gradients(selected)
+        of_rows = (expected[0]["row gradient"] + expected[1]["row gradient"])[rows]
+        assert close(selected.gradient, of_rows), f"{name}, {which}: row gradient"
+        assert table.values.grad is None, f"{name}, {which}: no gradient of the table's size"
+
+
+def check_selected_cases(world_size: int, mesh: DeviceMesh | None) -> None:
+    for name, num_slots, tokens, used in CASES:
+        layers = [
+            [make_case(num_slots, tokens[r], used, 10 * layer + r) for r in range(world_size)]
+            for layer in range(2)
+        ]
+        check_selected(make_table(num_slots, mesh), name, layers)
+
+
+def check_selected_in_bfloat16(rank: int, mesh: DeviceMesh) -> None:
+    """The gradients of micro-batches add up in float32: a hundred of 1 and then 1/4 is seen."""
+    table = make_table(49, mesh, torch.bfloat16)
+    selected = table.select(torch.arange(min(1, table.row_range[1] - table.row_range[0])))
+    slots = torch.zeros(1, 1, dtype=torch.int64)
+    for weight in [1.0] * 100 + [0.25]:
+        weights = torch.full((1, 1), weight if rank == 0 else 0.0, dtype=torch.bfloat16)
+        table(slots, weights, None, selected)[0].sum().backward()
+    assert selected.gradient.dtype == torch.float32
+    if table.row_range[0] == 0:
+        assert (selected.gradient == 100.25).all()
+
+
+def check_count_bytes(world_size: int, mesh: DeviceMesh) -> None:
+    """Counting moves the ids of tokens that count, and nothing else."""
+    T = 1000
+    torch.manual_seed(mesh.get_local_rank())
+    table, slots, counted = make_table(4096, mesh), torch.randint(4096, (T, K)), torch.rand(T) < 0.3
+    accesses = table.count(slots, counted)
+    assert torch.equal(accesses, table(slots, torch.rand(T, K), counted)[1])
+    assert torch.equal(table.count(slots), table(slots, torch.rand(T, K))[1])
+    if table.wire is not None:
+        before = table.wire.bytes_received
+        table.count(slots, counted)
+        received = table.wire.bytes_received - before
+        own = counted.sum() * K / world_size
+        formula = INDEX_BYTES * own * (world_size - 1) + 8 * (world_size - 1)
+        assert received == pytest.approx(float(formula), rel=0.1)
+
+
 def check_recomputed(rank: int, mesh: DeviceMesh) -> None:
     """Activation checkpointing changes no gradient."""
     slots, weights, _, gradient = make_case(49, 3 + rank, 1.0, rank)
@@ -231,7 +309,10 @@ def check_everything(rank: int, world_size: int) -> Tensor:
     check_cases(world_size, mesh)
     check_shard_of_real_values(mesh)
     check_many_entries_per_token(mesh)
+    check_selected_cases(world_size, mesh)
+    check_selected_in_bfloat16(rank, mesh)
     check_bytes(world_size, mesh)
+    check_count_bytes(world_size, mesh)
     check_recomputed(rank, mesh)
     check_two_readers(world_size, rank, mesh)
     check_frozen(rank, mesh)
@@ -239,6 +320,7 @@ def check_everything(rank: int, world_size: int) -> Tensor:
     if world_size == 4:
         hsdp = init_device_mesh("cpu", (2, 2), mesh_dim_names=("dp_replicate", "fsdp"))
         check_cases(world_size, hsdp)
+        check_selected_cases(world_size, hsdp)
     return initial_values(mesh)
 
 
@@ -251,6 +333,30 @@ def test_sharded_lookup_and_gradients_equal_dense(world_size: int) -> None:
 def test_lookup_and_gradients_without_ranks_equal_dense() -> None:
     for name, num_slots, tokens, used in CASES:
         check_equals_dense(make_table(num_slots), name, [make_case(num_slots, tokens[0], used, 0)])
+
+
+def test_selected_rows_without_ranks_get_their_gradient() -> None:
+    check_selected_cases(1, None)
+
+
+def test_a_memory_layer_hands_the_selection_to_its_table() -> None:
+    layer, table = MemoryLayer(5, 7, 2, 3, 4, V_DIM, qk_norm=False).double(), make_table(49)
+    layer.init_weights(init_std=1.0)
+    selected = table.select(torch.arange(0, 49, 2))
+    x = torch.randn(2, 3, 5, dtype=torch.float64)
+    layer(x, table)[0].sum().backward()
+    expected = local(table.values.grad)[selected.rows]
+    table.values.grad = None
+    layer(x, table, None, selected)[0].sum().backward()
+    assert table.values.grad is None
+    assert close(selected.gradient, expected)
+    assert selected.gradient.abs().sum() > 0
+
+
+@pytest.mark.parametrize("rows", [[3, 1], [1, 1]])
+def test_rows_out_of_order_or_twice_are_not_selected(rows: list[int]) -> None:
+    with pytest.raises(AssertionError, match="ascend"):
+        make_table(49).select(torch.tensor(rows))
 
 
 def test_initial_values_have_the_published_spread_and_depend_on_the_seed() -> None:

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from titan_smf.model.value_table import ValueTable
+from titan_smf.model.value_table import SelectedRows, ValueTable
 from titan_smf.ops.product_key import product_key_topk
 
 NORM_EPS = 1e-6
@@ -91,7 +91,11 @@ class MemoryLayer(nn.Module):
         return slots.flatten(1), scores.softmax(-1).to(dtype).flatten(1)
 
     def forward(
-        self, x: Tensor, table: ValueTable, counted: Tensor | None = None
+        self,
+        x: Tensor,
+        table: ValueTable,
+        counted: Tensor | None = None,
+        selected: SelectedRows | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Returns the layer's output (B, S, D) and the accesses of this rank's rows of the table.
 
@@ -99,9 +103,16 @@ class MemoryLayer(nn.Module):
             x: (B, S, D), normed.
             table: holds the N values; every rank of its group calls forward together.
             counted: (B, S) bool, false for padding, which does not appear in the accesses.
+            selected: the only rows of the table that get a gradient; None for all.
         """
         assert table.num_slots == self.n_keys**2, "a slot for every pair of half-keys"
         slots, weights = self.address(x)
-        y, accesses = table(slots, weights, None if counted is None else counted.flatten())
+        counted = None if counted is None else counted.flatten()
+        y, accesses = table(slots, weights, counted, selected)
         y = y.view(*x.shape[:-1], -1)
         return self.output(y * F.silu(self.gate(x))), accesses
+
+    def count(self, x: Tensor, table: ValueTable, counted: Tensor | None = None) -> Tensor:
+        """Returns the accesses that `forward` would return, without reading a value."""
+        slots, _ = self.address(x)
+        return table.count(slots, None if counted is None else counted.flatten())

@@ -1,13 +1,17 @@
 """The memory's values: one (N, V) parameter split by rows over the ranks, read by routed lookups.
 
-    T tokens, K slots per token, N slots, R rows here, W ranks, V value dim
+    T tokens, K slots per token, N slots, R rows here, S selected rows here, W ranks, V value dim
 
 FSDP would gather the table for every layer that reads it: 4 GiB at 1M slots of 1024 values. Here
 every row stays with its owner, and the lookups travel (`ops/routing.py`). In a step of 8K tokens a
 rank, bf16, V = 1024, that is 270 MiB a rank on 8 ranks, against 5376 MiB to gather the table.
 Keep a table out of FSDP by `ignored_params`; `shard` splits it.
+
+Where only a few rows learn, `select` them and hand them to the lookups: their gradient is (S, V),
+and nothing of the table's size is made.
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -28,10 +32,28 @@ from titan_smf.ops.routing import (
     rows_per_rank,
     spread_gradient,
 )
-from titan_smf.ops.row_gradient import dense_row_gradient
+from titan_smf.ops.row_gradient import dense_row_gradient, selected_row_gradient
 
 INIT_BLOCK = 1024
 """Rows drawn by one generator. Part of the definition of the initial values: do not change."""
+
+
+@dataclass(frozen=True)
+class SelectedRows:
+    """The rows of this rank that learn in a step; made by `ValueTable.select`."""
+
+    rows: Tensor
+    """(S,) int64, ascending: local row ids."""
+    values: Tensor
+    """(S, V), a leaf that requires a gradient: a copy of the rows. Its `grad` receives the sum of
+    their gradients over all lookups that were given this selection. At least float32, so that
+    micro-batches add up in it."""
+
+    @property
+    def gradient(self) -> Tensor:
+        """(S, V), after a backward pass; zero for a row that no lookup read."""
+        assert self.values.grad is not None, "a lookup with this selection, then a backward pass"
+        return self.values.grad
 
 
 class ValueTable(nn.Module):
@@ -89,7 +111,7 @@ class ValueTable(nn.Module):
         memory of one block beside the table, and draws only the blocks that have rows here.
         """
         start, stop = self.row_range
-        local = self._local_values()
+        local = self.local_values()
         for block in range(start // INIT_BLOCK, -(-stop // INIT_BLOCK)):
             mixed = np.random.SeedSequence([seed, block]).generate_state(1)
             generator = torch.Generator().manual_seed(int(mixed[0]))
@@ -98,41 +120,90 @@ class ValueTable(nn.Module):
             begin, end = max(start, first), min(stop, first + INIT_BLOCK)
             local[begin - start : end - start].copy_(rows[begin - first : end - first])
 
+    def local_values(self) -> Tensor:
+        """The rows of this rank, (R, V), sharing the parameter's memory."""
+        return self.values.to_local() if isinstance(self.values, DTensor) else self.values
+
+    @torch.no_grad()
+    def select(self, rows: Tensor) -> SelectedRows:
+        """Returns the selection of these rows of this rank, (S,) int64 ascending; S may be 0."""
+        assert bool((rows[1:] > rows[:-1]).all()), "selected rows ascend, each of them once"
+        values = self.local_values()[rows]
+        values = values.to(torch.promote_types(values.dtype, torch.float32))
+        return SelectedRows(rows, values.requires_grad_())
+
     @torch.compiler.disable
     def forward(
-        self, slots: Tensor, weights: Tensor, counted: Tensor | None = None
+        self,
+        slots: Tensor,
+        weights: Tensor,
+        counted: Tensor | None = None,
+        selected: SelectedRows | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Returns `output[t] = sum_k weights[t, k] * values[slots[t, k]]` and the rows read here.
 
         All ranks of the shard group call it together. Differentiable with respect to the weights
-        and the values; the gradient of a row is made by its owner from the whole group's tokens.
+        and the values, or the selected rows; the gradient of a row is made by its owner from the
+        whole group's tokens.
 
         Args:
             slots: (T, K) int64. T may differ among ranks and be 0.
             weights: (T, K).
             counted: (T,) bool, false for padding: read all the same, but not among the accesses.
+            selected: the rows that get a gradient, in `selected.values`; the table itself gets
+                none. Every rank gives its own, even if empty, or none of them does.
 
         Returns:
             output (T, V) in the weights' dtype, and accesses: one local row id (int32 or int64)
             for every entry by which a token of the group that counts read a row of this rank.
         """
-        values = self._local_values()
+        values = self.local_values()
+        rows = learning = None
+        if selected is not None:
+            values, rows, learning = values.detach(), selected.rows, selected.values
         with torch.autocast(slots.device.type, enabled=False):
             if self.wire is None:
-                return _LocalLookup.apply(values, weights, slots, counted)
-            return _RoutedLookup.apply(values, weights, slots, counted, self.wire, self.num_slots)
+                return _LocalLookup.apply(values, weights, learning, rows, slots, counted)
+            return _RoutedLookup.apply(
+                values, weights, learning, rows, slots, counted, self.wire, self.num_slots
+            )
 
-    def reduce_replica_gradients(self) -> None:
-        """Sums the gradient over the replicas of these rows, if there are any.
+    @torch.no_grad()
+    @torch.compiler.disable
+    def count(self, slots: Tensor, counted: Tensor | None = None) -> Tensor:
+        """Returns the accesses that `forward` would return, without reading a row.
 
-        Call it once a step, after the backward pass of the last micro-batch.
+        Only the slots of tokens that count travel: of T such tokens on each of W ranks, one rank
+        receives `(W - 1) / W * T * K * 4 + (W - 1) * 8` bytes. All ranks of the group call it
+        together.
         """
-        gradient = self.values.grad
-        if isinstance(gradient, DTensor) and gradient.device_mesh.ndim == 2:
-            dist.all_reduce(gradient.to_local(), group=gradient.device_mesh.get_group(0))
+        if self.wire is None:
+            return slots.flatten() if counted is None else slots[counted].flatten()
+        W = self.wire.world_size
+        block = rows_per_rank(self.num_slots, W)
+        owner = (slots // block).to(torch.int32)
+        if counted is not None:  # slots of other tokens sort behind those of the last rank
+            owner.masked_fill_(~counted.unsqueeze(1), W)
+        owner, order = owner.flatten().sort(stable=True)
+        ends = torch.searchsorted(owner, torch.arange(W, device=owner.device), right=True)
+        sizes = torch.diff(ends, prepend=ends.new_zeros(1))
+        each = [1] * W
+        sent, received = torch.stack([sizes, self.wire.exchange(sizes, each, each)]).tolist()
+        rows = (slots.flatten()[order[: sum(sent)]] % block).to(torch.int32)
+        return self.wire.exchange(rows, sent, received)
 
-    def _local_values(self) -> Tensor:
-        return self.values.to_local() if isinstance(self.values, DTensor) else self.values
+    def reduce_replica_gradients(self, selected: SelectedRows | None = None) -> None:
+        """Sums the gradient of the table, or of the selected rows, over the replicas, if any.
+
+        Call it once a step, after the backward pass of the last micro-batch. Replicas select the
+        same rows.
+        """
+        if not isinstance(self.values, DTensor) or self.values.device_mesh.ndim == 1:
+            return
+        gradient = self.values.grad if selected is None else selected.gradient
+        if gradient is not None:
+            gradient = gradient.to_local() if isinstance(gradient, DTensor) else gradient
+            dist.all_reduce(gradient, group=self.values.device_mesh.get_group(0))
 
 
 class _LocalLookup(torch.autograd.Function):
@@ -140,27 +211,33 @@ class _LocalLookup(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, values: Tensor, weights: Tensor, slots: Tensor, counted: Tensor | None
+        ctx: Any,
+        values: Tensor,
+        weights: Tensor,
+        learning: Tensor | None,
+        selected: Tensor | None,
+        slots: Tensor,
+        counted: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         T, K = slots.shape
         rows = slots.flatten()
         offsets = torch.arange(0, T * K, K, device=slots.device)
         output = weighted_bags(values, rows, offsets, weights.flatten())
         accesses = rows if counted is None else slots[counted].flatten()
-        ctx.save_for_backward(values, rows, offsets, weights)
+        ctx.save_for_backward(values, rows, offsets, weights, selected)
         ctx.mark_non_differentiable(accesses)
         return output.to(weights.dtype), accesses
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor, _: None) -> tuple[Tensor | None, ...]:
-        values, rows, offsets, weights = ctx.saved_tensors
-        of_values, of_weights = _gradients(
-            ctx, values, rows, offsets, weights.flatten(), gradient.to(values.dtype)
+        values, rows, offsets, weights, selected = ctx.saved_tensors
+        of_values, of_weights, of_selected = _gradients(
+            ctx, values, rows, offsets, weights.flatten(), gradient.to(values.dtype), selected
         )
         if of_weights is not None:
             of_weights = of_weights.to(weights.dtype).view_as(weights)
-        return of_values, of_weights, None, None
+        return of_values, of_weights, of_selected, None, None, None
 
 
 class _RoutedLookup(torch.autograd.Function):
@@ -174,6 +251,8 @@ class _RoutedLookup(torch.autograd.Function):
         ctx: Any,
         values: Tensor,
         weights: Tensor,
+        learning: Tensor | None,
+        selected: Tensor | None,
         slots: Tensor,
         counted: Tensor | None,
         wire: Wire,
@@ -185,7 +264,7 @@ class _RoutedLookup(torch.autograd.Function):
             wire, route.splits, route.token, partials.to(weights.dtype), slots.shape[0]
         )
         ctx.save_for_backward(
-            values, route.rows, route.offsets, route.weights, route.order, route.token
+            values, route.rows, route.offsets, route.weights, route.order, route.token, selected
         )
         ctx.wire, ctx.splits, ctx.shape = wire, route.splits, weights.shape
         ctx.mark_non_differentiable(route.accesses)
@@ -194,27 +273,38 @@ class _RoutedLookup(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor, _: None) -> tuple[Tensor | None, ...]:
-        values, rows, offsets, weights, order, token = ctx.saved_tensors
+        values, rows, offsets, weights, order, token, selected = ctx.saved_tensors
         wire: Wire = ctx.wire
         splits: Splits = ctx.splits
         gradient = spread_gradient(wire, splits, token, gradient).to(values.dtype)
-        of_values, of_weights = _gradients(ctx, values, rows, offsets, weights, gradient)
+        of_values, of_weights, of_selected = _gradients(
+            ctx, values, rows, offsets, weights, gradient, selected
+        )
         if of_weights is not None:
             of_weights = return_weight_gradient(wire, splits, order, of_weights.to(weights.dtype))
             of_weights = of_weights.view(ctx.shape)
-        return of_values, of_weights, None, None, None, None
+        return of_values, of_weights, of_selected, None, None, None, None, None
 
 
 def _gradients(
-    ctx: Any, values: Tensor, rows: Tensor, offsets: Tensor, weights: Tensor, bags: Tensor
-) -> tuple[Tensor | None, Tensor | None]:
-    """An owner's gradients of the values (R, V) and of the entries' weights (M,), as far as they
-    are needed, from those of its bags (B, V)."""
-    of_values = of_weights = None
+    ctx: Any,
+    values: Tensor,
+    rows: Tensor,
+    offsets: Tensor,
+    weights: Tensor,
+    bags: Tensor,
+    selected: Tensor | None,
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """An owner's gradients of the values (R, V), of the entries' weights (M,) and of the selected
+    rows (S, V), as far as they are needed, from those of its bags (B, V)."""
+    of_values = of_weights = of_selected = None
     needs_values, needs_weights = ctx.needs_input_grad[:2]
     if needs_values:
         entry_bags = bag_of_entry(offsets, rows.shape[0])
         of_values = dense_row_gradient(rows, entry_bags, weights, bags, values.shape[0])
     if needs_weights:
         of_weights = weight_gradient(values, rows, offsets, bags)
-    return of_values, of_weights
+    if selected is not None:
+        of_selected = selected_row_gradient(selected, rows, offsets, weights, bags)
+        of_selected = of_selected.to(torch.promote_types(values.dtype, torch.float32))
+    return of_values, of_weights, of_selected
