@@ -21,7 +21,7 @@ import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
@@ -46,6 +46,16 @@ LAST = "last_checkpoint"
 logger = logging.getLogger("titan_smf")
 
 
+class RankFiles(Protocol):
+    """A part of a run's state of which each rank writes and reads files of its own."""
+
+    def save_files(self, folder: Path) -> None:
+        """Write this rank's files; no other rank writes files of the same name."""
+
+    def load_files(self, folder: Path) -> None:
+        """Restore this rank's part from the files of all ranks, however many there were."""
+
+
 class Checkpointer:
     """Saves and loads the full state of a run.
 
@@ -57,6 +67,7 @@ class Checkpointer:
         identity: what must be equal for a checkpoint to fit this run, as nested JSON values;
             `weights` is the part that must be equal to take the weights alone.
         keep: how many of the newest checkpoints stay; 0 keeps all.
+        rank_files: state that is neither a tensor by name nor small, if there is any.
     """
 
     def __init__(
@@ -67,7 +78,9 @@ class Checkpointer:
         states: dict[str, Stateful],
         identity: dict[str, Any],
         keep: int,
+        rank_files: RankFiles | None = None,
     ) -> None:
+        self.rank_files = rank_files
         self.folder = folder
         self.model = model
         self.optimizers = optimizers
@@ -110,6 +123,9 @@ class Checkpointer:
                 "states": {name: part.state_dict() for name, part in self.states.items()},
             }
             _write_json(staging / STATE, state)
+        if self.rank_files is not None:
+            self.rank_files.save_files(staging)
+            _wait()  # every file must be there before any is hashed
         # Rank 0's list: others may see a shared file system later.
         manifest = _described(from_first_rank(lambda: sorted(staging.iterdir())))
         final = self.folder / f"step-{step}"
@@ -136,6 +152,8 @@ class Checkpointer:
         path = self.folder / f"step-{step}"
         state = _open(path, self.identity)
         _read(path, self._tensors())
+        if self.rank_files is not None:
+            self.rank_files.load_files(path)
         random_state = bytearray(base64.b64decode(state["random"]))
         torch.set_rng_state(torch.frombuffer(random_state, dtype=torch.uint8))
         for name, part in self.states.items():

@@ -71,6 +71,9 @@ _AT_LEAST_ONE = {
     "parallelism": ("data_parallel_replicate_degree",),
     "comm": ("init_timeout_seconds", "train_timeout_seconds"),
     "checkpoint": ("interval",),
+    "selection": ("top_t",),
+    "stream": ("epochs",),
+    "idf": ("num_batches", "batch_size", "seq_len", "checkpoint_interval"),
     "metrics": ("log_freq",),
     "profiling": ("profile_freq",),
 }
@@ -132,7 +135,8 @@ def _conditions(config: JobConfig, world_size: int) -> Iterator[Condition]:
 def _training_conditions(config: JobConfig) -> Iterator[Condition]:
     training, schedule, ac = config.training, config.lr_scheduler, config.activation_checkpoint
     components = ["model", "loss"]
-    yield "optimizer.name", config.optimizer.name in ("Adam", "AdamW"), "Adam or AdamW"
+    names = ("AdamW", "SGD") if config.finetune.method == "sparse_memory" else ("Adam", "AdamW")
+    yield "optimizer.name", config.optimizer.name in names, " or ".join(names)
     yield "training.max_norm", training.max_norm > 0, "more than 0; inf does not clip"
     yield (
         "lr_scheduler.total_steps",
@@ -182,8 +186,17 @@ def _model_and_data_conditions(config: JobConfig) -> Iterator[Condition]:
     yield "memory.layers", len(set(layers)) == len(layers), "each block once"
     yield (
         "data.sources",
-        bool(sources) and all(s.path and 0 < s.weight < math.inf for s in sources),
+        bool(sources or config.stream.path)
+        and all(s.path and 0 < s.weight < math.inf for s in sources),
         "at least one table {path = ..., weight = ...}, with a path and a weight above 0",
+    )
+    ranking = config.selection.ranking
+    yield (
+        "selection.idf_path",
+        config.finetune.method != "sparse_memory"
+        or ranking not in ("tfidf", "kl")
+        or bool(config.selection.idf_path),
+        f"the file of tools/compute_idf.py for this model: selection.ranking {ranking} needs it",
     )
     yield (
         "data.validation",

@@ -179,6 +179,66 @@ class Data:
 
 
 @dataclass
+class Finetune:
+    method: Literal["full", "sparse_memory"] = "full"
+    """What learns: "full" = all weights, as in pretraining; "sparse_memory" = in each step the rows
+    of the slots it selects, everything else stays as it is (arXiv 2510.15103)."""
+
+
+@dataclass
+class Selection:
+    ranking: Literal["tfidf", "tf", "kl", "random", "all"] = "tfidf"
+    """How accessed slots are ranked: by use here against use in the background ("tfidf", the
+    paper's; "kl"), by use here alone ("tf"), by chance, or "all" of them."""
+
+    top_t: int = 500
+    """Slots selected in a step. Published: 500 for facts, 10,000 for documents."""
+
+    idf_path: str = ""
+    """The background's counts, `idf.safetensors` of tools/compute_idf.py; "tfidf" and "kl" need
+    them."""
+
+    log: bool = False
+    """Write each step's slots, counts and scores to `selections.jsonl` in the run's folder."""
+
+    verify: bool = False
+    """Select each step a second time from dense counts on every rank, and stop at a difference.
+    Costs tensors of the table's number of slots."""
+
+
+@dataclass
+class Stream:
+    path: str = ""
+    """New knowledge, learned one fact or chunk a step in this order: a jsonl file or fsspec URL, or
+    `synthetic:world?...`; "" = train on `data.sources`."""
+
+    kind: Literal["facts", "documents"] = "facts"
+    """Lines of `id, statements, question, answers`, or of `id, chunk, rewrites`."""
+
+    epochs: int = 1
+    """Times the stream is learned; the run ends with it, or at `training.steps` before."""
+
+
+@dataclass
+class Idf:
+    path: str = ""
+    """File of the counts, path or fsspec URL; "" = `idf.safetensors` in `job.dump_folder`."""
+
+    num_batches: int = 1000
+    """Background batches, each of which counts as one document. Published: 1000."""
+
+    batch_size: int = 64
+    """Sequences of a background batch, over all ranks. The paper is silent; with larger ones more
+    slots count as common."""
+
+    seq_len: int = 512
+    """Tokens of a sequence. The paper is silent."""
+
+    checkpoint_interval: int = 100
+    """Batches between two partial files, from which a count that was stopped goes on."""
+
+
+@dataclass
 class JobConfig(titan.JobConfig):
     """All settings of a run. `where` maps the settings that were given to the place they come from
     (a file, `command line`); it is no setting, and equality ignores it."""
@@ -192,6 +252,10 @@ class JobConfig(titan.JobConfig):
     memory: Memory = field(default_factory=Memory)
     tokenizer: Tokenizer = field(default_factory=Tokenizer)
     data: Data = field(default_factory=Data)
+    finetune: Finetune = field(default_factory=Finetune)
+    selection: Selection = field(default_factory=Selection)
+    stream: Stream = field(default_factory=Stream)
+    idf: Idf = field(default_factory=Idf)
 
     def __post_init__(self) -> None:
         self.where: dict[str, str] = {}

@@ -116,9 +116,11 @@ class RunMetrics(MetricsProcessor):
 
 _SHOWN = {
     "loss": "loss {:.4f}",
-    "grad_norm": "grad norm {:.3f}",
+    "grad_norm": "grad norm {:.3g}",
     "lr": "lr {:.2e}",
     "memory/slots_used_fraction": "slots used {:.1%}",
+    "sparse/rows_updated": "rows {:.0f}",
+    "sparse/selected_access_share": "of accesses {:.1%}",
     "tokens_per_second": "{:,.0f} tokens/s",
 }
 

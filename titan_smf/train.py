@@ -34,6 +34,6 @@ def main(argv: Sequence[str]) -> int:
 if __name__ == "__main__":
     if print_help(sys.argv[1:]):
         sys.exit(0)
-    from titan_smf.runtime import run_entry_point
+    from titan_smf.runtime import end_process, run_entry_point
 
-    sys.exit(run_entry_point(main, sys.argv[1:]))
+    end_process(run_entry_point(main, sys.argv[1:]))

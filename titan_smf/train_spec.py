@@ -9,16 +9,20 @@ import torch.nn.functional as F
 from titan_smf.config import JobConfig
 from titan_smf.data.loader import TokenLoader, WeightedShards
 from titan_smf.data.sources import open_source
+from titan_smf.data.stream_loader import StreamLoader, open_stream
 from titan_smf.data.tokenizer import Tokenizer, load_tokenizer
 from titan_smf.errors import ConfigError
+from titan_smf.finetune.sparse_memory import freeze, row_optimizers
 from titan_smf.metrics import RunMetrics
 from titan_smf.model.llama import FLAVORS, MemoryLlama, MemoryLlamaArgs
 from titan_smf.model.parallelize import parallelize
+from titan_smf.sparse.row_optimizer import RowOptimizer
 
 # isort: split
 from torchtitan.components.loss import IGNORE_INDEX
 from torchtitan.components.lr_scheduler import build_lr_schedulers
 from torchtitan.components.optimizer import OptimizersContainer
+from torchtitan.distributed import ParallelDims
 from torchtitan.protocols.train_spec import TrainSpec
 
 _VOCABULARY_MULTIPLE = 64  # matrix products are faster on round sizes; the extra ids never occur
@@ -34,7 +38,21 @@ def build_train_spec(config: JobConfig) -> TrainSpec:
     tokenizer = load_tokenizer(settings.name, settings.path, settings.pattern)
     args = model_args(config, tokenizer)
 
-    def build_dataloader(dp_world_size: int, dp_rank: int, **_: Any) -> TokenLoader:
+    sparse = config.finetune.method == "sparse_memory"
+
+    def build_dataloader(dp_world_size: int, dp_rank: int, **_: Any) -> TokenLoader | StreamLoader:
+        local, seq_len = config.training.local_batch_size, config.training.seq_len
+        if config.stream.path:
+            return StreamLoader(
+                open_stream(config.stream.path, config.stream.kind),
+                tokenizer,
+                seq_len=seq_len,
+                local_batch_size=local,
+                global_batch_size=max(config.training.global_batch_size, local * dp_world_size),
+                dp_rank=dp_rank,
+                dp_world_size=dp_world_size,
+                epochs=config.stream.epochs,
+            )
         shards = [
             WeightedShards(
                 source.path,
@@ -45,19 +63,27 @@ def build_train_spec(config: JobConfig) -> TrainSpec:
         ]
         return TokenLoader(
             shards,
-            seq_len=config.training.seq_len,
-            local_batch_size=config.training.local_batch_size,
+            seq_len=seq_len,
+            local_batch_size=local,
             dp_rank=dp_rank,
             dp_world_size=dp_world_size,
             seed=config.debug.seed or 0,
         )
 
+    def parallelized(model: MemoryLlama, dims: ParallelDims, job_config: JobConfig) -> MemoryLlama:
+        if sparse:
+            freeze(model)  # before FSDP, which then reduces no gradients
+        return parallelize(model, dims, job_config)
+
+    def build_optimizers(models: list[MemoryLlama], *_: Any) -> OptimizersContainer:
+        return (RowOptimizers if sparse else AdamWithValues)(models[0], config)
+
     return TrainSpec(
         model_cls=MemoryLlama,
         model_args={config.model.flavor: args},
-        parallelize_fn=parallelize,
+        parallelize_fn=parallelized,
         pipelining_fn=None,
-        build_optimizers_fn=lambda models, *_: AdamWithValues(models[0], config),
+        build_optimizers_fn=build_optimizers,
         build_lr_schedulers_fn=build_lr_schedulers,
         build_dataloader_fn=build_dataloader,  # type: ignore[arg-type]
         build_tokenizer_fn=lambda *_: tokenizer,  # type: ignore[arg-type]
@@ -74,6 +100,8 @@ def model_args(config: JobConfig, tokenizer: Tokenizer) -> MemoryLlamaArgs:
     args.vocab_size = -(-tokenizer.n_vocab // _VOCABULARY_MULTIPLE) * _VOCABULARY_MULTIPLE
     args.eos_id = tokenizer.eos_id
     args.update_from_config(config)
+    if config.finetune.method == "sparse_memory" and not args.memory.layers:
+        raise ConfigError("finetune.method", "sparse_memory", "full, for a model without memory")
     return args
 
 
@@ -102,6 +130,24 @@ class AdamWithValues(OptimizersContainer):
         self.model_parts = [model]
         self.optimizers = [getattr(torch.optim, settings.name)(groups, **shared)]
         self._post_init(rest + values, shared)
+
+
+class RowOptimizers(OptimizersContainer):
+    """The row optimizers of all tables. Their state goes by row, not by parameter."""
+
+    optimizers: list[RowOptimizer]
+
+    def __init__(self, model: MemoryLlama, config: JobConfig) -> None:
+        self.model_parts = [model]
+        self.optimizers = row_optimizers(model, config)
+        self._post_init([table.values for table in model.value_tables()], {})
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing: a checkpoint holds the rows' state in files of its own."""
+        return {}
+
+    def zero_grad(self, *args: Any, **kwargs: Any) -> None:
+        """Nothing: each step makes its gradients anew."""
 
 
 def _build_loss(job_config: JobConfig, **_: Any) -> Any:

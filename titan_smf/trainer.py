@@ -11,7 +11,7 @@ is agreed on by all ranks, and checkpoints are committed (`checkpoint.py`).
 import dataclasses
 import logging
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,8 @@ from titan_smf.data.loader import Batch, TokenLoader, validation_batches
 from titan_smf.data.sources import open_source
 from titan_smf.data.tokenizer import Tokenizer
 from titan_smf.errors import CheckpointError, ConfigError
+from titan_smf.finetune.background import load_background
+from titan_smf.finetune.sparse_memory import MicroBatch, SparseMemory
 from titan_smf.metrics import RunMetrics
 from titan_smf.model.llama import MemoryLlama, MemoryLlamaArgs, parameter_counts
 from titan_smf.model.value_table import ValueTable
@@ -87,6 +89,7 @@ class Trainer(torchtitan.train.Trainer):
         self.accesses = [
             AccessCounter(_num_local_rows(table), self.device) for table in model.value_tables()
         ]
+        self.sparse_memory = self._build_sparse_memory()
         self.checkpoints = Checkpointer(
             self.folder / job_config.checkpoint.folder,
             model,
@@ -94,6 +97,7 @@ class Trainer(torchtitan.train.Trainer):
             {"trainer": self, "data": self.dataloader},
             identity=self._identity(),
             keep=job_config.checkpoint.keep_latest_k,
+            rank_files=self.sparse_memory,
         )
         self.validation_shards = (
             open_source(job_config.data.validation, self.tokenizer, job_config.data.cache)
@@ -102,10 +106,30 @@ class Trainer(torchtitan.train.Trainer):
         )
         self._print_sizes()
 
+    def _build_sparse_memory(self) -> SparseMemory | None:
+        config = self.job_config
+        if config.finetune.method != "sparse_memory":
+            return None
+        replicas = self.parallel_dims.get_optional_mesh("dp_replicate")
+        return SparseMemory(
+            self.model,
+            self.optimizers.optimizers,
+            config,
+            replicas.get_group() if replicas is not None else None,
+            self.loss_fn,
+            lambda: self.maybe_enable_amp,
+            self.folder,
+        )
+
     def train(self) -> bool:
         """Run to the last step; False if a stop request ended the run before it."""
         config = self.job_config
-        self._restore()
+        self.restore()
+        if self.sparse_memory is not None and config.selection.ranking in ("tfidf", "kl"):
+            # Only now: the counts must fit the weights.
+            self.sparse_memory.background = load_background(
+                config.selection.idf_path, self.model, self.tokenizer, self.device
+            )
         tensorboard = self.folder / config.metrics.save_tb_folder
         self.metrics_processor.start(
             self.folder,
@@ -175,9 +199,25 @@ class Trainer(torchtitan.train.Trainer):
         sums = torch.tensor([targets, int(self.stop.requested)], device=self.device)
         dist.all_reduce(sums)
         global_targets, stop = sums.tolist()
+        on_device = [self._on_device(inputs, labels) for inputs, labels in batches]
+        if self.sparse_memory is None:
+            loss, grad_norm, metrics = self._update_all(on_device, global_targets, logged)
+        else:
+            loss, grad_norm, metrics = self.sparse_memory.step(on_device, global_targets, self.step)
+        self.lr_schedulers.step()
+        if not logged:
+            return {}, bool(stop)
+        dist.all_reduce(loss)
+        values = {"loss": loss.item(), "grad_norm": grad_norm.item(), "lr": float(lr)}
+        return values | metrics, bool(stop)
+
+    def _update_all(
+        self, batches: Sequence[MicroBatch], global_targets: int, logged: bool
+    ) -> tuple[torch.Tensor, torch.Tensor, dict[str, float]]:
+        """Update all weights: this rank's part of the loss, the gradient's norm, and metrics."""
         losses = []
-        for inputs, labels in batches:
-            loss, accesses = self._forward(inputs, labels)
+        for batch in batches:
+            loss, accesses = self._forward(*batch)
             loss = loss / global_targets
             loss.backward()
             losses.append(loss.detach())
@@ -189,13 +229,7 @@ class Trainer(torchtitan.train.Trainer):
             self.model.parameters(), self.job_config.training.max_norm, foreach=True
         )
         self.optimizers.step()
-        self.lr_schedulers.step()
-        if not logged:
-            return {}, bool(stop)
-        loss = torch.stack(losses).sum()
-        dist.all_reduce(loss)
-        values = {"loss": loss.item(), "grad_norm": grad_norm.item(), "lr": float(lr)}
-        return values | self._usage(), bool(stop)
+        return torch.stack(losses).sum(), grad_norm, self._usage() if logged else {}
 
     @torch.no_grad()
     def validate(self) -> float | None:
@@ -203,9 +237,9 @@ class Trainer(torchtitan.train.Trainer):
         self.model.eval()
         sums = torch.zeros(3, dtype=torch.float64, device=self.device)
         for number, (inputs, labels) in enumerate(self._validation_batches(), start=1):
-            loss, _ = self._forward(inputs, labels)
+            loss, _ = self._forward(*self._on_device(inputs, labels))
             sums[:2] += torch.stack([loss, (labels != IGNORE_INDEX).sum().to(loss)]).double()
-            if number % _BATCHES_BETWEEN_STOP_CHECKS == 0 and self._asked_to_stop():
+            if number % _BATCHES_BETWEEN_STOP_CHECKS == 0 and self.agree(self.stop.requested):
                 break
         sums[2] = self.stop.requested
         dist.all_reduce(sums)
@@ -216,11 +250,20 @@ class Trainer(torchtitan.train.Trainer):
         total, targets, stops = sums.tolist()
         return None if stops else total / targets
 
-    def _asked_to_stop(self) -> bool:
-        """Whether any rank was asked to stop. Collective."""
-        asked = torch.tensor(int(self.stop.requested), device=self.device)
-        dist.all_reduce(asked)
-        return bool(asked.item())
+    def agree(self, here: bool) -> bool:
+        """Whether it is so on any rank. Collective."""
+        anywhere = torch.tensor(int(here), device=self.device)
+        dist.all_reduce(anywhere)
+        return bool(anywhere.item())
+
+    @torch.no_grad()
+    def addresses(
+        self, inputs: dict[str, torch.Tensor], labels: torch.Tensor
+    ) -> list[torch.Tensor]:
+        """The rows of this rank that the ranks' micro-batches access, for each memory layer."""
+        tokens, _, masks = self._on_device(inputs, labels)
+        with self.maybe_enable_amp:
+            return self.model(tokens, **masks, part="to_memory")[1]
 
     def _validation_batches(self) -> Iterator[Batch]:
         training, settings = self.job_config.training, self.job_config.validation
@@ -235,12 +278,15 @@ class Trainer(torchtitan.train.Trainer):
             num_samples=max(settings.steps, 0) * global_batch * dist.get_world_size(),
         )
 
-    def _forward(
-        self, inputs: dict[str, torch.Tensor], labels: torch.Tensor
-    ) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        """Sum of the loss over this micro-batch's target tokens, and the accesses here."""
+    def _on_device(self, inputs: dict[str, torch.Tensor], labels: torch.Tensor) -> MicroBatch:
         inputs = {name: value.to(self.device) for name, value in inputs.items()}
         tokens, labels, _, masks = self.post_dataloading_process(inputs, labels.to(self.device))
+        return tokens, labels, masks
+
+    def _forward(
+        self, tokens: torch.Tensor, labels: torch.Tensor, masks: dict[str, Any]
+    ) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """Sum of the loss over this micro-batch's target tokens, and the accesses here."""
         with self.train_context(), self.maybe_enable_amp:
             logits, accesses = self.model(tokens, **masks)
             return self.loss_fn(logits, labels), accesses
@@ -267,7 +313,7 @@ class Trainer(torchtitan.train.Trainer):
             "memory/usage_kl": usage_kl(counts, *groups),
         }
 
-    def _restore(self) -> None:
+    def restore(self) -> None:
         """Go on from this run's newest checkpoint, start from given weights, or start anew."""
         config = self.job_config.checkpoint
         saved = self.checkpoints.latest() if config.enable else None

@@ -77,6 +77,10 @@ class TokenLoader:
         while True:
             yield self._next_batch()
 
+    def skip(self, samples: int) -> None:
+        """Move the global position past so many samples of all ranks, without reading them."""
+        _, self._drawn = packing.mix(self._drawn, self._weights, samples)
+
     def _next_batch(self) -> Batch:
         """This rank's part of the next micro-batch; moves the global position past all of it."""
         global_size = self._num_ranks * self._batch_size

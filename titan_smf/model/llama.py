@@ -13,7 +13,7 @@ Letters: B batch, S sequence, D model, H attention heads, N slots, K slots per t
 """
 
 import dataclasses
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -23,7 +23,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from titan_smf.errors import ConfigError
 from titan_smf.model.memory_layer import MemoryLayer
-from titan_smf.model.value_table import ValueTable
+from titan_smf.model.value_table import SelectedRows, ValueTable
 from titan_smf.runtime import prepare_torchtitan
 
 prepare_torchtitan()
@@ -36,6 +36,8 @@ from torchtitan.models.llama3.model.model import (  # noqa: E402
     TransformerBlock,
     reshape_for_broadcast,
 )
+
+Part = Literal["all", "to_memory", "from_memory"]
 
 
 @dataclass
@@ -232,10 +234,17 @@ class MemoryBlock(TransformerBlock):
         attention_masks: Any,
         table: ValueTable,
         counted: torch.Tensor | None,
+        selected: SelectedRows | None,
+        only_count: bool,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """(B, S, D) -> (B, S, D) and the rows of this rank that were accessed."""
+        """(B, S, D) -> (B, S, D) and the rows of this rank that were accessed.
+
+        With `only_count` no value is read, and what comes in goes out.
+        """
         h = x + self.attention(self.attention_norm(x), freqs_cis, attention_masks)
-        out, accesses = self.memory(self.ffn_norm(h), table, counted)
+        if only_count:
+            return x, self.memory.count(self.ffn_norm(h), table, counted)
+        out, accesses = self.memory(self.ffn_norm(h), table, counted, selected)
         return h + out, accesses
 
     def init_weights(self) -> None:
@@ -275,26 +284,47 @@ class MemoryLlama(Transformer):
         tokens: torch.Tensor,
         attention_masks: Any = None,
         counted: torch.Tensor | None = None,
+        part: Part = "all",
+        selected: Sequence[SelectedRows] | None = None,
     ) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """Logits of every position, and what the tables of this rank were asked for.
 
         Args:
-            tokens: (B, S) token ids.
+            tokens: (B, S) token ids; hidden states (B, S, D) for the part "from_memory".
             attention_masks: flex attention's block mask, or None for causal attention.
             counted: (B, S) bool, the tokens whose accesses are reported; None means all.
+            part: "all"; "to_memory" ends with the addresses of the last memory layer and reads no
+                value there; "from_memory" goes on from the state before the first memory layer.
+            selected: for each table the rows that get a gradient; None for all.
 
         Returns:
-            logits (B, S, vocabulary), and for each memory layer in order the rows of this rank's
+            logits (B, S, vocabulary), or the hidden states (B, S, D) before the first memory layer
+            if `part` is "to_memory"; and for each memory layer in order the rows of this rank's
             part of its table that were accessed by counted tokens of all ranks of the shard group.
         """
-        h = self.tok_embeddings(tokens)
-        accesses: list[torch.Tensor] = []
+        layers = self.model_args.memory.layers
+        h = tokens if part == "from_memory" else self.tok_embeddings(tokens)
+        before_memory, accesses = h, list[torch.Tensor]()
         for name, block in self.layers.items():
-            if int(name) in self.model_args.memory.layers:
-                table = self.tables[len(accesses) % len(self.tables)]
-                h, rows = block(h, self.freqs_cis, attention_masks, table, counted)
+            layer = int(name)
+            if layer in layers:
+                if not accesses:
+                    before_memory = h
+                table = len(accesses) % len(self.tables)
+                ends = part == "to_memory" and layer == max(layers)
+                h, rows = block(
+                    h,
+                    self.freqs_cis,
+                    attention_masks,
+                    self.tables[table],
+                    counted,
+                    selected[table] if selected else None,
+                    ends,
+                )
                 accesses.append(rows)
-            else:
+                if ends:
+                    return before_memory, accesses
+            elif part != "from_memory" or accesses:
                 h = block(h, self.freqs_cis, attention_masks)
         return self.output(self.norm(h)), accesses
 

@@ -1,0 +1,1 @@
+"""What a finetuning step does: the methods beside training everything."""

@@ -1,0 +1,219 @@
+"""A step of sparse memory finetuning: find the slots that this batch uses, then learn only them.
+
+    1. without gradients, per micro-batch: forward to the last memory layer; keep the state before
+       the first one, count the accesses of tokens that are not padding
+    2. rank the touched slots on their owners, take the best of all: the same on every rank
+    3. per micro-batch: go on from the kept state; backward to the selected rows alone
+    4. sum over replicas, clip, update the rows
+
+Continual Learning via Sparse Memory Finetuning (arXiv 2510.15103). The batch of the paper is the
+global batch: the slots are chosen once a step, from all ranks and micro-batches. Nothing of the
+table's size is made.
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from titan_smf.config import JobConfig
+from titan_smf.data.loader import IGNORE_INDEX
+from titan_smf.model.llama import MemoryLlama
+from titan_smf.model.value_table import SelectedRows, ValueTable
+from titan_smf.sparse.accesses import OwnedSlots, sum_over_replicas, touched_slots
+from titan_smf.sparse.document_frequency import Background
+from titan_smf.sparse.ranking import (
+    Selection,
+    overlap,
+    select,
+    selected_access_share,
+    verify_selection,
+)
+from titan_smf.sparse.row_optimizer import (
+    RowAdamW,
+    RowOptimizer,
+    RowSGD,
+    clip_row_gradients,
+)
+
+SELECTIONS_FILE = "selections.jsonl"
+ROWS_SUFFIX = ".rows"
+"""Of safetensors files with the state of rows, which are no tensors of the whole model."""
+
+MicroBatch = tuple[Tensor, Tensor, dict[str, Any]]
+"""Tokens (B, S), labels (B, S) and keyword arguments of the forward pass, on the device."""
+
+
+def freeze(model: MemoryLlama) -> None:
+    """Nothing has a gradient; selected rows get theirs through `ValueTable.select`."""
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+
+
+def row_optimizers(model: MemoryLlama, config: JobConfig) -> list[RowOptimizer]:
+    """One for each table: `optimizer.name` with the rate and decay of `[memory]`."""
+    settings, rate = config.optimizer, config.memory.value_lr
+    decay, betas = config.memory.value_weight_decay, (settings.beta1, settings.beta2)
+    if settings.name == "SGD":
+        return [RowSGD(table, rate, decay) for table in model.value_tables()]
+    return [RowAdamW(table, rate, betas, settings.eps, decay) for table in model.value_tables()]
+
+
+class SparseMemory:
+    """Selects and updates, step after step, and remembers what it selected last.
+
+    Args:
+        model: frozen, with at least one memory layer.
+        optimizers: one for each table.
+        config: its `selection`, and the seed for the random ranking.
+        replicate_group: the ranks that hold the same rows; None if no other does.
+        loss_fn: loss summed over target tokens, of logits and labels.
+        context: entered around every forward pass.
+        folder: for the log of selections.
+    """
+
+    def __init__(
+        self,
+        model: MemoryLlama,
+        optimizers: Sequence[RowOptimizer],
+        config: JobConfig,
+        replicate_group: dist.ProcessGroup | None,
+        loss_fn: Callable[[Tensor, Tensor], Tensor],
+        context: Callable[[], AbstractContextManager[Any]],
+        folder: Path,
+    ) -> None:
+        self.model = model
+        self.tables: list[ValueTable] = list(model.value_tables())
+        self.optimizers = optimizers
+        self.settings = config.selection
+        self.seed = config.debug.seed or 0
+        self.max_norm = float(config.training.max_norm)
+        self.background: Background | None = None
+        """The counts of background data, to be set before the first step that needs them."""
+        self.replicate_group = replicate_group
+        self.shard_group = self.tables[0].group
+        self.loss_fn = loss_fn
+        self.context = context
+        self.owned = owned_slots(model)
+        self.previous: Selection | None = None
+        self.log = folder / SELECTIONS_FILE if self.settings.log else None
+
+    def step(
+        self, batches: Sequence[MicroBatch], global_targets: int, step: int
+    ) -> tuple[Tensor, Tensor, dict[str, float]]:
+        """Learn one global batch, of which `batches` are this rank's micro-batches.
+
+        Returns:
+            this rank's part of the loss, the norm of the selected rows' gradient, and metrics.
+        """
+        hidden, accesses = self._find_accesses(batches)
+        selection = self._select(accesses, step)
+        selected = self._selected_rows(selection)
+        losses = []
+        for (_, labels, masks), state in zip(batches, hidden, strict=True):
+            with self.context():
+                logits, _ = self.model(state, **masks, part="from_memory", selected=selected)
+                loss = self.loss_fn(logits, labels) / global_targets
+            loss.backward()
+            losses.append(loss.detach())
+        for table, rows in zip(self.tables, selected, strict=True):
+            table.reduce_replica_gradients(rows)
+        norm = clip_row_gradients(selected, self.max_norm, self.shard_group)
+        for optimizer, rows in zip(self.optimizers, selected, strict=True):
+            optimizer.step(rows)
+        return torch.stack(losses).sum(), norm, self._metrics(selection, step)
+
+    def save_files(self, folder: Path) -> None:
+        """Write the state of the rows this rank owns; of replicas the first one does."""
+        if self.replicate_group is not None and dist.get_rank(self.replicate_group) != 0:
+            return
+        for table, optimizer in enumerate(self.optimizers):
+            path = folder / f"rows-{table}-{self.owned.start}{ROWS_SUFFIX}"
+            safetensors.torch.save_file(optimizer.state_tensors(), path)
+
+    def load_files(self, folder: Path) -> None:
+        """Take the state of the rows this rank owns from the files of all ranks."""
+        for table, optimizer in enumerate(self.optimizers):
+            files = sorted(folder.glob(f"rows-{table}-*{ROWS_SUFFIX}"))
+            optimizer.load_state_tensors(map(safetensors.torch.load_file, files))
+
+    @torch.no_grad()
+    def _find_accesses(self, batches: Sequence[MicroBatch]) -> tuple[list[Tensor], list[Tensor]]:
+        """The states before the first memory layer, and the ids of all slots that were read."""
+        hidden, accesses = [], []
+        for tokens, labels, masks in batches:
+            counted = labels != IGNORE_INDEX  # padding is where no token is to be predicted
+            with self.context():
+                state, rows = self.model(tokens, **masks, counted=counted, part="to_memory")
+            hidden.append(state)
+            accesses += slot_ids(rows, self.owned)
+        return hidden, accesses
+
+    def _select(self, accesses: Sequence[Tensor], step: int) -> Selection:
+        touched = sum_over_replicas(touched_slots(accesses), self.replicate_group)
+        shards, seed, background = self.shard_group, self.seed, self.background
+        ranking, top_t = self.settings.ranking, self.settings.top_t
+        selection = select(touched, ranking, top_t, shards, step, seed, background)
+        if self.settings.verify:
+            replicas = self.replicate_group
+            verify_selection(
+                selection,
+                accesses,
+                self.owned,
+                ranking,
+                top_t,
+                shards,
+                replicas,
+                step,
+                seed,
+                background,
+            )
+        return selection
+
+    def _selected_rows(self, selection: Selection) -> list[SelectedRows]:
+        """The part of the selection that this rank owns, for each table."""
+        ids = selection.ids.sort().values
+        table, slot = ids // self.owned.num_slots, ids % self.owned.num_slots
+        here = (slot >= self.owned.start) & (slot < self.owned.stop)
+        return [
+            values.select(slot[here & (table == index)] - self.owned.start)
+            for index, values in enumerate(self.tables)
+        ]
+
+    def _metrics(self, selection: Selection, step: int) -> dict[str, float]:
+        previous, self.previous = self.previous, selection
+        if self.log is not None and dist.get_rank() == 0:
+            line = {
+                "step": step,
+                "slots": selection.ids.tolist(),
+                "counts": selection.counts.tolist(),
+                "scores": selection.scores.tolist(),
+                "accessed": selection.num_touched,
+            }
+            with self.log.open("a") as file:
+                file.write(json.dumps(line) + "\n")
+        values = {
+            "sparse/rows_updated": float(len(selection.ids)),
+            "sparse/selected_access_share": selected_access_share(selection),
+        }
+        if previous is not None:
+            values["sparse/overlap"] = overlap(selection, previous)
+        return values
+
+
+def owned_slots(model: MemoryLlama) -> OwnedSlots:
+    """The slots of all tables whose rows this rank holds."""
+    tables = list(model.value_tables())
+    start, stop = tables[0].row_range
+    return OwnedSlots(tables[0].num_slots, start, stop, len(tables))
+
+
+def slot_ids(accesses: Sequence[Tensor], owned: OwnedSlots) -> list[Tensor]:
+    """Slot ids of the accesses that a forward pass reports, one tensor for each memory layer."""
+    return [owned.ids(rows, layer % owned.num_tables) for layer, rows in enumerate(accesses)]

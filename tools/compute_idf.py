@@ -1,0 +1,62 @@
+#!/usr/bin/env python
+"""Count in how many batches of background data each memory slot is used.
+
+    torchrun --nproc_per_node 8 tools/compute_idf.py --job.config train_configs/compute_idf.toml
+    tools/compute_idf.py merge PART.safetensors ... --output idf.safetensors
+
+Settings are those of training (`--section.key value`); [idf] says how much is counted. The result,
+`idf.safetensors`, is what `selection.idf_path` needs. Stopped and started again, a count goes on.
+`merge` adds up files of independent jobs. Exit codes: 0 done, 2 a mistake, 75 stopped on request.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+
+def main(argv: Sequence[str]) -> int:
+    """Count, or merge counts; returns the exit code."""
+    if argv[:1] == ["merge"]:
+        return merge(argv[1:])
+    from titan_smf.config import check, explain, load_config
+    from titan_smf.count_background import BackgroundCount, counting_config
+    from titan_smf.errors import ConfigError
+    from titan_smf.runtime import EXIT_STOPPED, world_size
+    from titan_smf.trainer import Trainer
+
+    config = load_config(argv)
+    try:
+        config = counting_config(config, world_size())
+        check(config, world_size())
+        trainer = Trainer(config)
+        try:
+            trainer.restore()
+            done = BackgroundCount(trainer).run()
+        finally:
+            trainer.close()
+    except ConfigError as error:
+        explain(error, config)  # says where the setting was given
+        raise
+    return 0 if done else EXIT_STOPPED
+
+
+def merge(argv: Sequence[str]) -> int:
+    """Add up files of counts; returns the exit code."""
+    from titan_smf.sparse.idf_file import merge_idf
+
+    parser = argparse.ArgumentParser(prog="tools/compute_idf.py merge")
+    parser.add_argument("parts", nargs="+", metavar="PART", help="files of counts")
+    parser.add_argument("--output", required=True, help="path or URL of the sum")
+    args = parser.parse_args(argv)
+    metadata = merge_idf(args.parts, args.output)
+    print(f"{args.output}: {metadata.documents} documents of {len(args.parts)} files")
+    return 0
+
+
+if __name__ == "__main__":
+    if not sys.argv[1:] or {"-h", "--help"} & set(sys.argv[1:]) - {"merge"}:
+        print(__doc__)
+        sys.exit(0 if sys.argv[1:] else 2)
+    from titan_smf.runtime import end_process, run_entry_point
+
+    end_process(run_entry_point(main, sys.argv[1:]))
