@@ -47,10 +47,7 @@ class RunMetrics(MetricsProcessor):
             return
         if step == 0 and (folder / METRICS_FILE).is_file():
             (folder / METRICS_FILE).replace(folder / PREVIOUS_FILE)
-        lines = [line for line in read_metrics(folder) if line["step"] <= step]
-        kept = folder / f"{METRICS_FILE}.kept"
-        kept.write_text("".join(json.dumps(line) + "\n" for line in lines))
-        kept.replace(folder / METRICS_FILE)
+        drop_lines_after(folder / METRICS_FILE, step)
         self.file = (folder / METRICS_FILE).open("a", buffering=1)
         if tensorboard_folder is not None:
             self.writer = SummaryWriter(str(tensorboard_folder), purge_step=step + 1)
@@ -125,9 +122,21 @@ _SHOWN = {
 }
 
 
+def drop_lines_after(path: Path, step: int) -> None:
+    """Leave only the lines up to a step in a file with one JSON object a step; make the file."""
+    lines = [line for line in read_lines(path) if line["step"] <= step]
+    kept = path.with_name(f"{path.name}.kept")
+    kept.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    kept.replace(path)
+
+
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """The lines of a run's `metrics.jsonl`; a last line torn by a kill is left out."""
-    path = folder / METRICS_FILE
+    """The lines of a run's `metrics.jsonl`."""
+    return read_lines(folder / METRICS_FILE)
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The objects of a jsonl file; a last line torn by a kill is left out."""
     if not path.is_file():
         return []
     lines = []

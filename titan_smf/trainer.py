@@ -24,11 +24,12 @@ from titan_smf.checkpoint import Checkpointer, find_checkpoint
 from titan_smf.config import JobConfig, save_resolved
 from titan_smf.data.loader import Batch, TokenLoader, validation_batches
 from titan_smf.data.sources import open_source
+from titan_smf.data.stream_loader import open_stream
 from titan_smf.data.tokenizer import Tokenizer
 from titan_smf.errors import CheckpointError, ConfigError
 from titan_smf.finetune.background import load_background
-from titan_smf.finetune.sparse_memory import MicroBatch, SparseMemory
-from titan_smf.metrics import RunMetrics
+from titan_smf.finetune.sparse_memory import SELECTIONS_FILE, MicroBatch, SparseMemory
+from titan_smf.metrics import RunMetrics, drop_lines_after
 from titan_smf.model.llama import MemoryLlama, MemoryLlamaArgs, parameter_counts
 from titan_smf.model.value_table import ValueTable
 from titan_smf.run_folder import check_not_begun, hold, make_folder
@@ -59,6 +60,10 @@ class Trainer(torchtitan.train.Trainer):
     dataloader: TokenLoader  # type: ignore[assignment]
 
     def __init__(self, job_config: JobConfig) -> None:
+        if stream := job_config.stream.path:
+            records = len(open_stream(stream, job_config.stream.kind))
+            steps = records * job_config.stream.epochs  # the run ends with its stream
+            job_config.training.steps = min(job_config.training.steps, steps)
         # torchtitan looks the parts up by the model's name; each run registers its own.
         name = f"{job_config.model.name}-{uuid.uuid4()}"
         register_train_spec(name, build_train_spec(job_config))
@@ -121,15 +126,22 @@ class Trainer(torchtitan.train.Trainer):
             self.folder,
         )
 
+    def _start_sparse_memory(self, sparse_memory: SparseMemory) -> None:
+        """What can be done only once the weights and the position are known."""
+        settings = self.job_config.selection
+        if settings.ranking in ("tfidf", "kl"):
+            sparse_memory.background = load_background(
+                settings.idf_path, self.model, self.tokenizer, self.device
+            )
+        if settings.log and dist.get_rank() == 0:
+            drop_lines_after(self.folder / SELECTIONS_FILE, self.step)
+
     def train(self) -> bool:
         """Run to the last step; False if a stop request ended the run before it."""
         config = self.job_config
         self.restore()
-        if self.sparse_memory is not None and config.selection.ranking in ("tfidf", "kl"):
-            # Only now: the counts must fit the weights.
-            self.sparse_memory.background = load_background(
-                config.selection.idf_path, self.model, self.tokenizer, self.device
-            )
+        if self.sparse_memory is not None:
+            self._start_sparse_memory(self.sparse_memory)
         tensorboard = self.folder / config.metrics.save_tb_folder
         self.metrics_processor.start(
             self.folder,
