@@ -8,7 +8,7 @@ import pytest
 import torch
 from launch import run_on_ranks
 from safetensors.torch import load_file
-from test_training import EXACT, HSDP, ROOT, metrics, train
+from test_training import EXACT, HSDP, ROOT, arguments, metrics, train
 
 CONFIG = ROOT / "train_configs/debug_sparse_ft.toml"
 IDF_CONFIG = ROOT / "train_configs/debug_idf.toml"
@@ -34,16 +34,12 @@ RUNS: dict[str, dict[str, Any]] = {
     "shared table": {"memory.layers": "[1, 2]"},
     "table each": TABLE_EACH,
     "checkpointed": {"activation_checkpoint.mode": "full"},
-    "one micro-batch": {"training.global_batch_size": 8, "training.local_batch_size": 8},
 }
-"""The last one is run on one rank only; on it the others accumulate four micro-batches."""
-
-
-def arguments(config: Path, folder: Path, settings: dict[str, Any]) -> list[str]:
-    words = ["--job.config", str(config), "--job.dump_folder", str(folder)]
-    for key, value in settings.items():
-        words += [f"--{key}", str(value)]
-    return words
+ON_ONE_RANK: dict[str, dict[str, Any]] = {  # where the others accumulate four micro-batches
+    "one micro-batch": {"training.global_batch_size": 8, "training.local_batch_size": 8},
+    "padded": {"training.seq_len": 192},
+    "padded more": {"training.seq_len": 256},
+}
 
 
 def learn(rank: int, ranks: int, folder: str, runs: dict[str, dict[str, Any]]) -> None:
@@ -52,7 +48,7 @@ def learn(rank: int, ranks: int, folder: str, runs: dict[str, dict[str, Any]]) -
     from titan_smf.trainer import Trainer
 
     for name, settings in runs.items():
-        words = arguments(CONFIG, Path(folder) / name, settings)
+        words = arguments(Path(folder) / name, settings, CONFIG)
         config = load_config(words)
         check(config, ranks)
         trainer = Trainer(config)
@@ -66,7 +62,7 @@ def count(rank: int, ranks: int, folder: str, settings: dict[str, Any]) -> bool:
     from titan_smf.count_background import BackgroundCount, counting_config
     from titan_smf.trainer import Trainer
 
-    config = counting_config(load_config(arguments(IDF_CONFIG, Path(folder), settings)), ranks)
+    config = counting_config(load_config(arguments(Path(folder), settings, IDF_CONFIG)), ranks)
     check(config, ranks)
     trainer = Trainer(config)
     trainer.restore()
@@ -89,8 +85,8 @@ def runs(idf: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs")
     counted = SHORT | EXACT | {"selection.idf_path": str(idf)}
     all_runs = {name: counted | settings for name, settings in RUNS.items()}
-    run_on_ranks(learn, 1, str(folder / "1"), all_runs, timeout=300)
-    del all_runs["one micro-batch"]
+    alone = {name: counted | settings for name, settings in ON_ONE_RANK.items()}
+    run_on_ranks(learn, 1, str(folder / "1"), all_runs | alone, timeout=300)
     for ranks in (2, 4):
         run_on_ranks(learn, ranks, str(folder / f"{ranks}"), all_runs, timeout=300)
     hsdp = {name: settings | HSDP for name, settings in all_runs.items()}
@@ -110,7 +106,7 @@ def weights(folder: Path, step: int) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("placement", ["2", "4", "2x2"])
 def test_selections_and_losses_do_not_depend_on_the_placement(runs: Path, placement: str) -> None:
-    for name in RUNS.keys() - {"one micro-batch"}:
+    for name in RUNS:
         one, several = runs / "1" / name, runs / placement / name
         assert selections(several) == selections(one), name
         losses = metrics(one)
@@ -124,6 +120,12 @@ def test_gradient_accumulation_does_not_change_the_selection(runs: Path) -> None
     assert selections(runs / "1/one micro-batch") == selections(runs / "1/tf")
     losses = metrics(runs / "1/tf")
     assert metrics(runs / "1/one micro-batch") == pytest.approx(losses, rel=0, abs=1e-10)
+
+
+def test_padding_does_not_change_the_selection(runs: Path) -> None:
+    assert selections(runs / "1/padded more") == selections(runs / "1/padded")
+    losses = metrics(runs / "1/padded")
+    assert metrics(runs / "1/padded more") == pytest.approx(losses, rel=0, abs=1e-10)
 
 
 @pytest.mark.parametrize("name", ["tfidf", "sgd", "decay", "shared table", "table each", "all"])

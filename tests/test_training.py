@@ -26,8 +26,8 @@ SHORT = {
 HSDP = {"parallelism.data_parallel_replicate_degree": 2}
 
 
-def arguments(folder: Path, settings: dict[str, Any]) -> list[str]:
-    words = ["--job.config", str(CONFIG), "--job.dump_folder", str(folder)]
+def arguments(folder: Path, settings: dict[str, Any], config: Path = CONFIG) -> list[str]:
+    words = ["--job.config", str(config), "--job.dump_folder", str(folder)]
     for key, value in settings.items():
         words += [f"--{key}", str(value)]
     return words
