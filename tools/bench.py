@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import torch
 
-from titan_smf.bench import lookup, training
+from titan_smf.bench import lookup, sparse, training
 from titan_smf.bench.measure import Measure, table
 
 GROUPS: dict[str, Callable[[int], list[Measure]]] = {
@@ -19,6 +19,7 @@ GROUPS: dict[str, Callable[[int], list[Measure]]] = {
     "backward": lookup.backward,
     "bytes": lookup.wire_bytes,
     "memory": lookup.memory,
+    "sparse": sparse.sparse,
     "step_time": training.step_time,
     "run_memory": training.run_memory,
 }

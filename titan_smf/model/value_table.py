@@ -128,7 +128,7 @@ class ValueTable(nn.Module):
     def select(self, rows: Tensor) -> SelectedRows:
         """Returns the selection of these rows of this rank, (S,) int64 ascending; S may be 0."""
         assert bool((rows[1:] > rows[:-1]).all()), "selected rows ascend, each of them once"
-        values = self.local_values()[rows]
+        values = self.local_values().index_select(0, rows)
         values = values.to(torch.promote_types(values.dtype, torch.float32))
         return SelectedRows(rows, values.requires_grad_())
 
