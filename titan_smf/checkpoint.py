@@ -122,16 +122,13 @@ class Checkpointer:
                 "random": base64.b64encode(torch.get_rng_state().numpy().tobytes()).decode(),
                 "states": {name: part.state_dict() for name, part in self.states.items()},
             }
-            _write_json(staging / STATE, state)
+            write_json(staging / STATE, state)
         if self.rank_files is not None:
             self.rank_files.save_files(staging)
             _wait()  # every file must be there before any is hashed
-        # Rank 0's list: others may see a shared file system later.
-        manifest = _described(from_first_rank(lambda: sorted(staging.iterdir())))
         final = self.folder / f"step-{step}"
+        commit(staging, final)
         if _is_first():
-            _write_json(staging / MANIFEST, {"format": FORMAT, "files": manifest})
-            _commit(staging, final)
             (self.folder.parent / LAST).write_text(f"{final.name}\n")
             if self.keep:
                 for old in committed_steps(self.folder)[: -self.keep]:
@@ -150,7 +147,12 @@ class Checkpointer:
             CheckpointError: it is missing, damaged, or of another model or tokenizer.
         """
         path = self.folder / f"step-{step}"
-        state = _open(path, self.identity)
+        state = open_checkpoint(path, self.identity)
+        if self.states and not state["states"]:
+            raise CheckpointError(
+                f"{path}: holds weights alone, no run can go on from there; start one from them "
+                "by checkpoint.initial_load_path"
+            )
         _read(path, self._tensors())
         if self.rank_files is not None:
             self.rank_files.load_files(path)
@@ -161,7 +163,7 @@ class Checkpointer:
 
     def load_weights(self, path: Path) -> None:
         """Take only the model's weights from the checkpoint at `path`. Collective."""
-        _open(path, {"weights": self.identity["weights"]})
+        open_checkpoint(path, {"weights": self.identity["weights"]})
         _read(path, self._model_tensors())
 
     def _model_tensors(self) -> dict[str, torch.Tensor]:
@@ -206,7 +208,7 @@ def find_checkpoint(path: Path) -> Path:
     )
 
 
-def _open(path: Path, identity: dict[str, Any]) -> dict[str, Any]:
+def open_checkpoint(path: Path, identity: dict[str, Any]) -> dict[str, Any]:
     """What `state.json` says, of a checkpoint that is whole and fits `identity`. Collective."""
     manifest, problem = from_first_rank(lambda: _read_manifest(path))
     if problem:
@@ -286,7 +288,13 @@ def _described(paths: list[Path]) -> dict[str, dict[str, Any]]:
     return dict(item for part in parts for item in part)
 
 
-def _commit(staging: Path, final: Path) -> None:
+def commit(staging: Path, final: Path) -> None:
+    """Make the files in `staging` the checkpoint `final`: a manifest, then a rename. Collective."""
+    # Rank 0's list: others may see a shared file system later.
+    manifest = _described(from_first_rank(lambda: sorted(staging.iterdir())))
+    if not _is_first():
+        return
+    write_json(staging / MANIFEST, {"format": FORMAT, "files": manifest})
     if final.exists():
         # It has no manifest, or it would have been loaded: a run holds its folder alone.
         shutil.rmtree(final)
@@ -296,7 +304,8 @@ def _commit(staging: Path, final: Path) -> None:
     os.close(folder)
 
 
-def _write_json(path: Path, value: Any) -> None:
+def write_json(path: Path, value: Any) -> None:
+    """Write a file that is on the disk when this returns."""
     with path.open("w") as file:
         json.dump(value, file, indent=1)
         file.flush()

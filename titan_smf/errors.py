@@ -43,3 +43,7 @@ class CheckpointError(UserError):
 
 class IdfError(UserError):
     """A file of document frequencies is missing, torn, or counted with another model or setting."""
+
+
+class PatchError(UserError):
+    """A patch is missing, torn, of other weights, or cannot be merged with another."""
