@@ -99,7 +99,7 @@ class RowOptimizer(Optimizer):
     def _update(
         self, values: Tensor, gradient: Tensor, places: Tensor, settings: dict[str, Any]
     ) -> None:
-        """Updates `values` (S, V) in place; may overwrite the gradient (S, V)."""
+        """Updates `values` (S, V) in place and the rows' state at `places` (S,)."""
         raise NotImplementedError
 
 
