@@ -21,6 +21,7 @@ GROUPS: dict[str, Callable[[int], list[Measure]]] = {
     "memory": lookup.memory,
     "sparse": sparse.sparse,
     "step_time": training.step_time,
+    "finetuning": training.finetuning,
     "run_memory": training.run_memory,
 }
 

@@ -5,6 +5,7 @@ N slots, W ranks, V value dim
 
 import copy
 import dataclasses
+import itertools
 import statistics
 import tempfile
 import time
@@ -143,6 +144,63 @@ def _timed(seconds: list[float], step: Callable[[Any], Any], batches: Any) -> An
     result = step(batches)
     seconds.append(time.perf_counter() - begin)
     return result
+
+
+def finetuning(runs: int) -> list[Measure]:
+    """A full finetuning step against a sparse one, and a forward pass against a counting one."""
+    times = on_ranks(_finetuning_times, 1, runs)[0]
+    sizes = "demo sizes, memory in layer 2 of 4, 4,096 tokens"
+    return [
+        Measure(
+            "step: full finetuning / sparse, same model and batch",
+            times["full"] / times["sparse"],
+            "2",
+            f"{sizes}, t 100: {times['sparse'] * 1e3:.0f} ms",
+        ),
+        Measure(
+            "forward pass of the whole model / counting pass",
+            times["forward"] / times["count"],
+            "1.8",
+            f"{sizes}: {times['count'] * 1e3:.0f} ms",
+        ),
+    ]
+
+
+def _finetuning_times(rank: int, runs: int) -> dict[str, float]:
+    settings = DEMO | {
+        "training.local_batch_size": 64,
+        "stream.path": "synthetic:world?facts=300&new_facts=40",
+        "selection.ranking": "tf",
+        "selection.top_t": 100,
+    }
+    sparse = settings | {"finetune.method": "sparse_memory"}
+    kinds: dict[str, Callable[[str], list[float]]] = {
+        "full": lambda folder: _ours(folder, settings),
+        "sparse": lambda folder: _ours(folder, sparse),
+        "forward": lambda folder: _forward_times(folder, settings, "all"),
+        "count": lambda folder: _forward_times(folder, settings, "to_memory"),
+    }
+    times: dict[str, list[float]] = {kind: [] for kind in kinds}
+    for _ in range(-(-runs // 3)):
+        for kind, run in kinds.items():
+            with tempfile.TemporaryDirectory() as folder:
+                times[kind] += run(folder)
+    return {kind: statistics.median(seconds) for kind, seconds in times.items()}
+
+
+def _forward_times(folder: str, settings: dict[str, Any], part: str) -> list[float]:
+    """Seconds of forward passes without gradients, but the first three."""
+    import torch
+
+    from titan_smf.trainer import Trainer
+
+    trainer = Trainer(_config(folder, settings))
+    seconds: list[float] = []
+    for inputs, _ in itertools.islice(trainer.dataloader, 8):
+        with torch.no_grad():
+            _timed(seconds, lambda tokens: trainer.model(tokens, part=part), inputs["input"])
+    trainer.close()
+    return seconds[3:]
 
 
 def run_memory(runs: int) -> list[Measure]:
