@@ -1,0 +1,127 @@
+"""Fingerprints of a model's weights: 128 bits that name them, whichever ranks hold or saved them.
+
+    fingerprint = sum over tensors (id + sum over rows blake2b(row; id, row number))  mod 2**128
+
+where a tensor's id is the blake2b of its name, dtype and shape, and a row is what one index of the
+first dimension selects. Being a sum it has the same value for any split into rows and any order,
+and it follows a change: given the old and new bytes of a few rows, the fingerprint of the result
+is known without reading any other weight, and so is the way back.
+
+What it is worth: two models that differ by accident have equal fingerprints with probability
+2**-128. It is no signature. Sums of hashes can be forged by one who may choose many rows freely,
+so a fingerprint says which weights these are, not that nobody has tampered with them.
+
+Costs one hash a row: 5 s for a table of 1M rows of 1024 float32, on one CPU core.
+"""
+
+import hashlib
+import math
+from collections.abc import Iterable
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import get_model_state_dict
+from torch.distributed.tensor import DTensor, Replicate, Shard
+from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+MODULUS = 1 << 128
+BLOCK_BYTES = 16 << 20
+"""What is held beside the weights: rows are read and hashed in blocks of about this size."""
+
+RowBytes = npt.NDArray[np.uint8]
+"""Rows as (rows, bytes of a row): equal bytes, not equal numbers, make equal weights."""
+
+
+def table_name(table: int) -> str:
+    """Returns the name of a value table's tensor in checkpoints."""
+    return f"model.tables.{table}.values"
+
+
+def tensor_id(name: str, dtype: torch.dtype, shape: Iterable[int]) -> bytes:
+    """Returns 16 bytes for a tensor's name, dtype and whole shape."""
+    text = f"{name} {dtype} {list(shape)}"
+    return hashlib.blake2b(text.encode(), digest_size=16).digest()
+
+
+def number_of(digest: bytes) -> int:
+    return int.from_bytes(digest, "little")
+
+
+def rows_sum(tensor: bytes, numbers: Iterable[int], rows: RowBytes) -> int:
+    """Returns what rows with these numbers add to a fingerprint, given their tensor's id."""
+    blake2b, total = hashlib.blake2b, 0
+    for number, row in zip(numbers, np.ascontiguousarray(rows), strict=True):
+        salt = number.to_bytes(8, "little")
+        total += number_of(blake2b(row, digest_size=16, salt=salt, person=tensor).digest())
+    return total % MODULUS
+
+
+def fingerprint_text(total: int) -> str:
+    """Returns a fingerprint as it is shown and stored: 32 hexadecimal digits."""
+    return f"{total % MODULUS:032x}"
+
+
+def moved(fingerprint: str, change: int) -> str:
+    """Returns the fingerprint after a change: the sum of the new rows less that of the old."""
+    return fingerprint_text(int(fingerprint, 16) + change)
+
+
+def rows_per_block(row_bytes: int) -> int:
+    return max(1, BLOCK_BYTES // max(1, row_bytes))
+
+
+def bytes_of_rows(rows: Tensor) -> RowBytes:
+    """Returns rows of any dtype, on the CPU, as bytes; shares their memory if it can."""
+    flat = rows.detach().cpu().contiguous().reshape(len(rows), math.prod(rows.shape[1:]))
+    return flat.view(torch.uint8).numpy() if flat.numel() else np.empty((len(rows), 0), np.uint8)
+
+
+def model_fingerprint(model: nn.Module) -> str:
+    """Returns the fingerprint of a running model, the same as of its checkpoint. Collective.
+
+    Every rank hashes its own rows; of replicas the first one does. A tensor that is split other
+    than by rows (tensor parallelism) is gathered for the moment.
+    """
+    total = 0
+    for name, tensor in get_model_state_dict(model).items():
+        assert isinstance(tensor, Tensor)
+        whole = tensor if tensor.dim() else tensor.reshape(1)  # as in checkpoints
+        identity = tensor_id(f"model.{name}", whole.dtype, whole.shape)
+        rows, first, counts = _rows_here(whole)
+        if not counts:
+            continue
+        if first == 0:  # one rank alone holds row 0
+            total += number_of(identity)
+        row_bytes = rows.element_size() * math.prod(rows.shape[1:])
+        for start in range(0, len(rows), rows_per_block(row_bytes)):
+            block = bytes_of_rows(rows[start : start + rows_per_block(row_bytes)])
+            numbers = range(first + start, first + start + len(block))
+            total += rows_sum(identity, numbers, block)
+    totals: list[int] = [total]
+    if dist.is_initialized():
+        totals *= dist.get_world_size()
+        dist.all_gather_object(totals, total)
+    return fingerprint_text(sum(totals))
+
+
+def _rows_here(tensor: Tensor) -> tuple[Tensor, int, bool]:
+    """This rank's rows, the number of the first, and whether this rank counts them."""
+    rank = dist.get_rank() if dist.is_initialized() else 0
+    if not isinstance(tensor, DTensor):
+        return tensor, 0, rank == 0
+    mesh, placements = tensor.device_mesh, tensor.placements
+    # Exactly Shard: a subclass of it leaves gaps between the rows of a rank.
+    by_rows = [type(p) is Shard and p.dim == 0 for p in placements]
+    others = [isinstance(p, Replicate) for p in placements]
+    if sum(by_rows) > 1 or not all(a or b for a, b in zip(by_rows, others, strict=True)):
+        return tensor.full_tensor(), 0, rank == 0
+    _, offset = compute_local_shape_and_global_offset(tensor.shape, mesh, placements)
+    coordinate = mesh.get_coordinate()
+    first_replica = coordinate is not None and all(
+        split or place == 0 for split, place in zip(by_rows, coordinate, strict=True)
+    )
+    local = tensor.to_local()
+    return local, offset[0], first_replica and len(local) > 0

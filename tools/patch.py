@@ -1,0 +1,84 @@
+#!/usr/bin/env python
+"""The rows that sparse finetuning changed, as a small file.
+
+    tools/patch.py export BASE FINETUNED --output patch.safetensors
+    tools/patch.py apply BASE PATCH ... --output FOLDER
+    tools/patch.py revert FINETUNED PATCH ... --output FOLDER
+    tools/patch.py show PATCH ...
+    tools/patch.py merge PATCH PATCH ... --output patch.safetensors
+
+BASE and FINETUNED are step-N folders, or folders of runs for their newest checkpoint. Patches are
+given in the order in which they were made, also to take them back. What apply and revert write
+holds weights alone, exact to the bit; a run starts from it by checkpoint.initial_load_path. Weights
+that are not a patch's are refused. Exit codes: 0 done, 2 a mistake.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from titan_smf.errors import UserError
+
+# command, what it does, the checkpoints it takes, its output
+COMMANDS: list[tuple[str, str, list[str], str]] = [
+    ("export", "make the patch of two checkpoints", ["base", "finetuned"], "path or URL"),
+    ("apply", "change a checkpoint by patches", ["base"], "new folder"),
+    ("revert", "take patches back from a checkpoint", ["finetuned"], "new folder"),
+    ("show", "say what patches hold", [], ""),
+    ("merge", "make one patch of several", [], "path or URL"),
+]
+OVERLAP = """rows that several patches of one base change: refuse (default), take the values of the
+last patch, or sum the changes"""
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, meaning, checkpoints, output in COMMANDS:
+        command = commands.add_parser(name, help=meaning, description=meaning)
+        for checkpoint in checkpoints:
+            command.add_argument(checkpoint, type=Path, metavar=checkpoint.upper())
+        if name != "export":
+            command.add_argument("patches", nargs="+", metavar="PATCH", help="path or URL")
+        if output:
+            command.add_argument("--output", required=True, help=output)
+    commands.choices["export"].add_argument("--data", default="", help="what was learned, in words")
+    commands.choices["merge"].add_argument(
+        "--on-overlap", choices=["refuse", "last", "sum"], default="refuse", help=OVERLAP
+    )
+    return parser.parse_args()
+
+
+def run(args: argparse.Namespace) -> None:
+    # Only now: they import torch, which --help does without.
+    from titan_smf.checkpoint_patch import apply_patches, export_patch, revert_patches
+    from titan_smf.sparse.patch import load_patch, merge, save_patch, slots_text
+    from titan_smf.sparse.patch_report import describe_patch
+
+    if args.command == "export":
+        patch = export_patch(args.base, args.finetuned, args.data, report=print)
+        save_patch(args.output, patch)
+        print(describe_patch(args.output, patch))
+        return
+    patches = [load_patch(path) for path in args.patches]
+    if args.command == "apply":
+        apply_patches(args.base, patches, Path(args.output), report=print)
+    elif args.command == "revert":
+        revert_patches(args.finetuned, patches, Path(args.output), report=print)
+    elif args.command == "show":
+        print("\n\n".join(map(describe_patch, args.patches, patches)))
+    else:
+        patch, shared = merge(patches, args.on_overlap)
+        save_patch(args.output, patch)
+        print(f"Changed by several patches of one base: {slots_text(shared)}")
+        print(describe_patch(args.output, patch))
+
+
+if __name__ == "__main__":
+    try:
+        run(parse_arguments())
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
