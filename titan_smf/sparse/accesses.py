@@ -104,7 +104,7 @@ def sum_over_replicas(
     mine = touched.ids.new_zeros(max(sizes))
     mine[:num_ids] = (touched.ids << 32) | touched.counts  # counts of a step fit into 32 bits
     lists = all_gathered(mine, replicate_group)
-    pairs = torch.cat([pairs[:size] for pairs, size in zip(lists, sizes, strict=True)])
+    pairs = torch.cat([part[:size] for part, size in zip(lists, sizes, strict=True)])
     ids, place = torch.unique(pairs >> 32, return_inverse=True)
     counts = torch.zeros_like(ids).index_add_(0, place, pairs & 0xFFFFFFFF)
     return TouchedSlots(ids, counts)

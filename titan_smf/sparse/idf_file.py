@@ -173,7 +173,9 @@ def merge_idf(paths: Sequence[str], path: str) -> IdfMetadata:
     first = parts[0][1]
     for part, metadata in parts:
         check_same_count(part, metadata, first)
-    ranges = _joined([(start, stop, part) for part, m in parts for start, stop in m.ranges])
+    ranges = _joined(
+        [(start, stop, part) for part, m in parts for start, stop in m.ranges if start < stop]
+    )
     everything = OwnedSlots(first.model.slots, 0, first.model.slots, first.model.tables)
     df = torch.zeros(len(everything), dtype=torch.int32)
     counts = torch.zeros(len(everything), dtype=torch.int64)
@@ -198,7 +200,7 @@ def _joined(ranges: list[tuple[int, int, str]]) -> list[list[int]]:
             )
         if joined and start == joined[-1][1]:
             joined[-1][1] = stop
-        elif start < stop:
+        else:
             joined.append([start, stop])
         before = path
     return joined
