@@ -15,7 +15,7 @@ import torch.distributed as dist
 from launch import run_on_ranks
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.tensor import DTensor, Shard, distribute_tensor
+from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 
 import titan_smf.stored_weights
 from titan_smf.checkpoint import Checkpointer
@@ -23,7 +23,7 @@ from titan_smf.checkpoint_patch import apply_patches, export_patch, revert_patch
 from titan_smf.errors import CheckpointError, PatchError
 from titan_smf.model.value_table import ValueTable
 from titan_smf.sparse import fingerprint
-from titan_smf.sparse.fingerprint import model_fingerprint
+from titan_smf.sparse.fingerprint import model_fingerprint, tensor_id
 from titan_smf.sparse.patch import LineageStep, Patch, chain, inverse, load_patch, merge, save_patch
 from titan_smf.sparse.patch_model import apply_to_model, patch_of_model
 from titan_smf.stored_weights import StoredWeights
@@ -52,11 +52,11 @@ RUNS: dict[str, tuple[str, Rows]] = {
         {
             (0, 5): [0.0, 1.0, 2.0],  # as in the base
             (0, 30): [4.0, 4.0, 4.0],
-            (1, 17): [9.0, 9.0, 9.0],
+            (1, 17): [7.0, 7.0, 7.03125],  # the next larger bfloat16
         },
     ),
     "sibling": ("base", {(0, 0): [1.5, 2.5, 3.5], (1, 3): [6.0, 6.0, 6.0]}),
-    "apart": ("base", {(1, 0): [5.0, 5.0, 5.0]}),
+    "apart": ("base", {(1, 1): [5.0, 5.0, 5.0]}),
     "other": ("base", {}),  # a weight beside the tables differs
     "wider": ("base", {}),  # of another shape
 }
@@ -83,13 +83,15 @@ class Model(nn.Module):
     def value_tables(self) -> list[ValueTable]:
         return [table for table in self.tables if isinstance(table, ValueTable)]
 
-    def shard(self) -> "Model":
-        mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    def shard(self, replicas: int = 1) -> "Model":
+        shards = dist.get_world_size() // replicas
+        mesh = init_device_mesh("cpu", (replicas, shards) if replicas > 1 else (shards,))
+        copies = [Replicate()] * (mesh.ndim - 1)
         for table in self.value_tables():
             table.shard(mesh)
         for name, dim in (("rows", 0), ("columns", 1)):
             whole = getattr(self, name).detach()
-            setattr(self, name, nn.Parameter(distribute_tensor(whole, mesh, [Shard(dim)])))
+            setattr(self, name, nn.Parameter(distribute_tensor(whole, mesh, [*copies, Shard(dim)])))
         return self
 
     @torch.no_grad()
@@ -211,7 +213,10 @@ def test_a_fingerprint_is_of_the_weights_whichever_ranks_hold_or_saved_them(
             stored = StoredWeights(step(folder / str(ranks) / name))
             assert stored.fingerprint(quiet) == running
     distinct = {running for running, _ in made[1].values()}
-    assert len(distinct) == len(made[1]), "one bit is another model, a dtype too"
+    assert len(distinct) == len(made[1]), "other weights, another fingerprint"
+    kinds = [("a", torch.int32, (2, 3)), ("b", torch.int32, (2, 3))]
+    kinds += [("a", torch.float32, (2, 3)), ("a", torch.int32, (3, 2))]
+    assert len({tensor_id(*kind) for kind in kinds}) == len(kinds)
     monkeypatch.setattr(fingerprint, "BLOCK_BYTES", 4 * V * 5)
     path = step(folder / "2/float32/first")
     assert StoredWeights(path).fingerprint(quiet) == made[1]["float32/first"][0]
@@ -260,13 +265,15 @@ def bits_of(patch: Patch) -> tuple[bytes, ...]:
     return tuple(tensor.flatten().view(torch.uint8).numpy().tobytes() for tensor in tensors)
 
 
-def use_patch(rank: int, ranks: int, folder: str, output: str, dtype: str) -> dict[str, Any]:
+def use_patch(
+    rank: int, ranks: int, replicas: int, folder: str, output: str, dtype: str
+) -> dict[str, Any]:
     """What models are that load a patched checkpoint, or are patched while they run."""
     base = step(Path(folder) / "2" / dtype / "base")
     patch = load_patch(f"{output}/first.safetensors")
     found: dict[str, Any] = {}
 
-    loaded = Model("base", dtype).shard()
+    loaded = Model("base", dtype).shard(replicas)
     loader = checkpointer(Path(output), loaded, dtype)
     loader.load_weights(Path(output) / "step-7")
     found["loaded"] = model_fingerprint(loaded), loaded.bits()
@@ -274,7 +281,7 @@ def use_patch(rank: int, ranks: int, folder: str, output: str, dtype: str) -> di
         loader.load(7)
     found["resumed"] = str(error.value)
 
-    running = Model("base", dtype).shard()
+    running = Model("base", dtype).shard(replicas)
     checkpointer(Path(output), running, dtype).load_weights(base)
     before = running.bits()
     lying = Patch(patch.ids, patch.old + 1, patch.new, patch.metadata)
@@ -314,8 +321,8 @@ def test_running_models_take_a_patched_checkpoint_or_the_patch_itself(
     patch = export(folder / "3" / dtype, "base", "first")
     save_patch(str(tmp_path / "first.safetensors"), patch)
     apply_patches(folder / "3" / dtype / "base", [patch], tmp_path / "step-7", quiet)
-    for ranks in (1, 4):
-        for found in run_on_ranks(use_patch, ranks, str(folder), str(tmp_path), dtype):
+    for ranks, replicas in ((1, 1), (4, 1), (4, 2)):
+        for found in run_on_ranks(use_patch, ranks, replicas, str(folder), str(tmp_path), dtype):
             assert found["loaded"] == first
             assert found["running"] == first
             assert base[0] in found["wrong base"]
@@ -363,7 +370,7 @@ def test_patches_of_one_base_merge_and_overlap_needs_a_policy(
             merge(patches, "refuse")
         last, overlap = merge(patches, "last")
         assert overlap.tolist() == [0]
-        assert last.ids.tolist() == [0, 5, 48, N, N + 3, N + 17, N + 48]
+        assert last.ids.tolist() == [0, 5, 48, N + 1, N + 3, N + 17, N + 48]
         assert torch.equal(last.new[0], patches[-1].new[0])
         total, _ = merge(patches, "sum")
         assert total.ids.tolist() == last.ids.tolist()
@@ -373,7 +380,7 @@ def test_patches_of_one_base_merge_and_overlap_needs_a_policy(
             apply_patches(folder / "base", [merged], output, quiet)
             stored = StoredWeights(output)
             assert stored.fingerprint(quiet) == merged.metadata.result
-            values = stored.tensors["model.tables.1.values"].rows(torch.tensor([0, 3, 17]).numpy())
+            values = stored.tensors["model.tables.1.values"].rows(torch.tensor([1, 3, 17]).numpy())
             expected = torch.tensor([[5.0] * 3, [6.0] * 3, [7.0] * 3])
             assert values.tobytes() == expected.numpy().tobytes()
     alone, overlap = merge([one, apart], "refuse")

@@ -1,8 +1,8 @@
 """Patches of checkpoints: made from two of them, applied to one, and taken back.
 
-    base, finetuned  --export-->  patch
-    base + patches   --apply--->  the finetuned weights, bit for bit
-    finetuned - patches --revert-->  the base's weights, bit for bit
+    base, finetuned         --export-->  patch
+    base, patches ...       --apply-->   the finetuned weights, bit for bit
+    finetuned, patches ...  --revert-->  the base's weights, bit for bit
 
 What is written is a committed checkpoint of weights alone, with the shards of the one it was made
 from: runs start from it on any number of ranks (`checkpoint.initial_load_path`), none goes on.
@@ -13,11 +13,10 @@ import hashlib
 import itertools
 import shutil
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from titan_smf.checkpoint import STATE, commit, find_checkpoint, write_json
@@ -60,17 +59,18 @@ def export_patch(base: Path, finetuned: Path, data: str, report: Report) -> Patc
     progress = Progress("comparing", before.num_bytes, report)
     rest = [tensor for tensor in before.tensors.values() if tensor not in tables]
     for tensor in rest:
-        if _differing_rows(tensor, after.tensors[tensor.name], progress)[0].size:
+        blocks = _differing_rows(tensor, after.tensors[tensor.name], progress)
+        if any(len(numbers) for numbers, _, _ in blocks):
             raise PatchError(
                 f"{tensor.name} differs between {before.path} and {after.path}; a patch holds rows "
                 "of value tables alone, and only sparse memory finetuning changes nothing else"
             )
     slots, ids, old, new = tables[0].shape[0], [], [], []
     for index, table in enumerate(tables):
-        numbers, rows, new_rows = _differing_rows(table, after.tensors[table.name], progress)
-        ids.append(torch.from_numpy(numbers) + index * slots)
-        old.append(_values(rows, table.dtype))
-        new.append(_values(new_rows, table.dtype))
+        for numbers, rows, new_rows in _differing_rows(table, after.tensors[table.name], progress):
+            ids.append(torch.from_numpy(numbers) + index * slots)
+            old.append(_values(rows, table.dtype))
+            new.append(_values(new_rows, table.dtype))
     fingerprint = before.fingerprint(report)
     step = _lineage_step(before, after, fingerprint, data)
     return make_patch(
@@ -161,16 +161,13 @@ def _check_same_tensors(a: StoredWeights, b: StoredWeights) -> None:
 
 def _differing_rows(
     a: StoredTensor, b: StoredTensor, progress: Progress
-) -> tuple[RowNumbers, RowBytes, RowBytes]:
-    """The numbers of the rows in which two tensors of one shape differ, and both contents."""
-    found = [(np.empty(0, np.int64), *[np.empty((0, a.row_bytes), np.uint8)] * 2)]
+) -> Iterator[tuple[RowNumbers, RowBytes, RowBytes]]:
+    """For each block of two tensors of one shape: the rows that differ, by number and content."""
     for numbers, rows in a.blocks():
         others = b.rows(numbers)
         differs = (rows != others).any(axis=1)
-        found.append((numbers[differs], rows[differs], others[differs]))
+        yield numbers[differs], rows[differs], others[differs]
         progress.add(rows.nbytes)
-    numbers, rows, others = map(np.concatenate, zip(*found, strict=True))
-    return numbers, rows, others
 
 
 def _values(rows: RowBytes, dtype: torch.dtype) -> torch.Tensor:

@@ -83,10 +83,15 @@ class Piece:
     """In bytes of a whole row."""
     row_bytes: int
 
-    def mapped(self) -> RowBytes:
-        """Its rows, read from the file as they are used."""
-        shape = self.num_rows, self.row_bytes
-        return np.memmap(self.file, np.uint8, mode="r", offset=self.begin, shape=shape)
+    def read(self, numbers: RowNumbers) -> RowBytes:
+        """Returns its rows with these numbers in the whole tensor; a run of them is one read."""
+        rows = np.empty((len(numbers), self.row_bytes), np.uint8)
+        runs = np.split(np.arange(len(numbers)), np.flatnonzero(np.diff(numbers) != 1) + 1)
+        with self.file.open("rb") as file:
+            for run in runs:
+                file.seek(self.begin + int(numbers[run[0]] - self.first_row) * self.row_bytes)
+                file.readinto(rows[run[0] : run[-1] + 1].data)
+        return rows
 
 
 @dataclass(frozen=True)
@@ -115,7 +120,7 @@ class StoredTensor:
             here = (numbers >= piece.first_row) & (numbers < piece.first_row + piece.num_rows)
             if here.any():
                 columns = slice(piece.first_column, piece.first_column + piece.row_bytes)
-                rows[here, columns] = piece.mapped()[numbers[here] - piece.first_row]
+                rows[here, columns] = piece.read(numbers[here])
         return rows
 
     def blocks(self) -> Iterator[tuple[RowNumbers, RowBytes]]:
@@ -186,7 +191,7 @@ class StoredWeights:
                 begin, stop = entry["data_offsets"]
                 written[name] = entry | {"data_offsets": [end, end + stop - begin]}
                 end += stop - begin
-            text = json.dumps(written).encode()
+            text = json.dumps(written, separators=(",", ":")).encode()
             text += b" " * (-len(text) % 8)  # tensors begin at a multiple of 8 bytes
             with shard.open("rb") as source, (folder / shard.name).open("wb") as target:
                 target.write(len(text).to_bytes(8, "little") + text)

@@ -7,10 +7,9 @@
     tools/patch.py show PATCH ...
     tools/patch.py merge PATCH PATCH ... --output patch.safetensors
 
-BASE and FINETUNED are step-N folders, or folders of runs for their newest checkpoint. Patches are
-given in the order in which they were made, also to take them back. What apply and revert write
-holds weights alone, exact to the bit; a run starts from it by checkpoint.initial_load_path. Weights
-that are not a patch's are refused. Exit codes: 0 done, 2 a mistake.
+BASE and FINETUNED are step-N folders, or runs' folders for their newest checkpoint. Patches are in
+the order in which they were made, also to revert them; weights that are not theirs are refused.
+FOLDER gets weights alone, for checkpoint.initial_load_path. Exit codes: 0 done, 2 a mistake.
 """
 
 import argparse
@@ -27,8 +26,7 @@ COMMANDS: list[tuple[str, str, list[str], str]] = [
     ("show", "say what patches hold", [], ""),
     ("merge", "make one patch of several", [], "path or URL"),
 ]
-OVERLAP = """rows that several patches of one base change: refuse (default), take the values of the
-last patch, or sum the changes"""
+OVERLAP = "rows changed by several patches of one base: refuse, the last patch's, sum of changes"
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -52,27 +50,25 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def run(args: argparse.Namespace) -> None:
-    # Only now: they import torch, which --help does without.
+    # Only now: --help does without torch.
     from titan_smf.checkpoint_patch import apply_patches, export_patch, revert_patches
     from titan_smf.sparse.patch import load_patch, merge, save_patch, slots_text
     from titan_smf.sparse.patch_report import describe_patch
 
-    if args.command == "export":
-        patch = export_patch(args.base, args.finetuned, args.data, report=print)
-        save_patch(args.output, patch)
-        print(describe_patch(args.output, patch))
-        return
-    patches = [load_patch(path) for path in args.patches]
-    if args.command == "apply":
+    patches = [] if args.command == "export" else [load_patch(path) for path in args.patches]
+    if args.command == "show":
+        print("\n\n".join(map(describe_patch, args.patches, patches)))
+    elif args.command == "apply":
         apply_patches(args.base, patches, Path(args.output), report=print)
     elif args.command == "revert":
         revert_patches(args.finetuned, patches, Path(args.output), report=print)
-    elif args.command == "show":
-        print("\n\n".join(map(describe_patch, args.patches, patches)))
     else:
-        patch, shared = merge(patches, args.on_overlap)
+        if args.command == "export":
+            patch = export_patch(args.base, args.finetuned, args.data, report=print)
+        else:
+            patch, shared = merge(patches, args.on_overlap)
+            print(f"Changed by several patches of one base: {slots_text(shared)}")
         save_patch(args.output, patch)
-        print(f"Changed by several patches of one base: {slots_text(shared)}")
         print(describe_patch(args.output, patch))
 
 
