@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -185,29 +185,18 @@ class StoredWeights:
         progress = Progress(f"{folder}: writing", self.num_bytes, report)
         for shard in self.shards:
             header, data = _read_header(shard)
-            weights = sorted(_weights(header).items(), key=lambda item: item[1]["data_offsets"])
-            written, end = {METADATA: header[METADATA]}, 0
-            for name, entry in weights:
-                begin, stop = entry["data_offsets"]
-                written[name] = entry | {"data_offsets": [end, end + stop - begin]}
-                end += stop - begin
-            text = json.dumps(written, separators=(",", ":")).encode()
-            text += b" " * (-len(text) % 8)  # tensors begin at a multiple of 8 bytes
+            text, begins = _header_of_weights(header)
             with shard.open("rb") as source, (folder / shard.name).open("wb") as target:
-                target.write(len(text).to_bytes(8, "little") + text)
-                for _, entry in weights:
-                    begin, stop = entry["data_offsets"]
+                target.write(text)
+                for name in begins:
+                    begin, stop = header[name]["data_offsets"]
                     source.seek(data + begin)
                     for start in range(begin, stop, COPY_BYTES):
                         progress.add(target.write(source.read(min(COPY_BYTES, stop - start))))
                 for name, (numbers, rows) in changes.items():
                     for piece in self.tensors[name].pieces:
                         if piece.file == shard:
-                            start = 8 + len(text) + written[name]["data_offsets"][0]
-                            here = numbers - piece.first_row
-                            for row in np.flatnonzero((here >= 0) & (here < piece.num_rows)):
-                                target.seek(start + int(here[row]) * piece.row_bytes)
-                                target.write(rows[row])
+                            _overwrite_rows(target, begins[name], piece, numbers, rows)
                 target.flush()
                 os.fsync(target.fileno())
 
@@ -236,3 +225,28 @@ def _read_header(shard: Path) -> tuple[dict[str, Any], int]:
 
 def _weights(header: dict[str, Any]) -> dict[str, Any]:
     return {name: entry for name, entry in header.items() if name.startswith(WEIGHTS)}
+
+
+def _header_of_weights(header: dict[str, Any]) -> tuple[bytes, dict[str, int]]:
+    """What a file of a shard's weights alone begins with, and where each of them begins in it."""
+    weights = sorted(_weights(header).items(), key=lambda item: item[1]["data_offsets"])
+    written, begins, end = {METADATA: header[METADATA]}, {}, 0
+    for name, entry in weights:
+        begin, stop = entry["data_offsets"]
+        begins[name] = end
+        end += stop - begin
+        written[name] = entry | {"data_offsets": [begins[name], end]}
+    text = json.dumps(written, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # tensors begin at a multiple of 8 bytes
+    text = len(text).to_bytes(8, "little") + text
+    return text, {name: len(text) + begin for name, begin in begins.items()}
+
+
+def _overwrite_rows(
+    file: BinaryIO, begin: int, piece: Piece, numbers: RowNumbers, rows: RowBytes
+) -> None:
+    """Writes those of the rows that belong to a piece, whose copy in the file has this begin."""
+    here = numbers - piece.first_row
+    for index in np.flatnonzero((here >= 0) & (here < piece.num_rows)):
+        file.seek(begin + int(here[index]) * piece.row_bytes)
+        file.write(rows[index])
