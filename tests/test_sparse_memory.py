@@ -59,14 +59,13 @@ def learn(rank: int, ranks: int, folder: str, runs: dict[str, dict[str, Any]]) -
 def count(rank: int, ranks: int, folder: str, settings: dict[str, Any]) -> bool:
     """A count of the background."""
     from titan_smf.config import check, load_config
-    from titan_smf.count_background import BackgroundCount, counting_config
+    from titan_smf.count_background import count_background, counting_config
     from titan_smf.trainer import Trainer
 
     config = counting_config(load_config(arguments(Path(folder), settings, IDF_CONFIG)), ranks)
     check(config, ranks)
     trainer = Trainer(config)
-    trainer.restore()
-    done = BackgroundCount(trainer).run()
+    done = count_background(trainer)
     trainer.close()
     return done
 

@@ -167,17 +167,14 @@ class Checkpointer:
         _read(path, self._model_tensors())
 
     def _model_tensors(self) -> dict[str, torch.Tensor]:
-        return {f"model.{name}": t for name, t in _model_state(self.model).items()}
+        state: dict[str, Any] = get_model_state_dict(self.model)
+        return {f"model.{name}": tensor for name, tensor in state.items()}
 
     def _tensors(self) -> dict[str, torch.Tensor]:
         """The run's own tensors by name: reading into them is restoring them."""
         optimizer = {f"optimizer.{name}": v for name, v in self.optimizers.state_dict().items()}
         moments = {name: v for name, v in optimizer.items() if isinstance(v, torch.Tensor)}
         return self._model_tensors() | moments
-
-
-def _model_state(model: nn.Module) -> dict[str, Any]:
-    return get_model_state_dict(model)
 
 
 def committed_steps(folder: Path) -> list[int]:

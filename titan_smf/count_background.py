@@ -49,9 +49,11 @@ def counting_config(config: JobConfig, world_size: int) -> JobConfig:
     idf, local = config.idf, config.training.local_batch_size
     if idf.batch_size % (local * world_size):
         allowed = f"a multiple of training.local_batch_size ({local}) times the ranks, {world_size}"
-        raise ConfigError("idf.batch_size", idf.batch_size, allowed)
+        where = config.where.get("idf.batch_size", "default")
+        raise ConfigError("idf.batch_size", idf.batch_size, allowed, where)
     if config.memory.layers == []:
-        raise ConfigError("memory.layers", [], "at least one layer: a dense model has no slots")
+        allowed = "at least one layer: a dense model has no slots"
+        raise ConfigError("memory.layers", [], allowed, config.where["memory.layers"])
     training = dataclasses.replace(
         config.training,
         seq_len=idf.seq_len,
@@ -69,6 +71,12 @@ def counting_config(config: JobConfig, world_size: int) -> JobConfig:
     )
     counting.where = config.where
     return counting
+
+
+def count_background(trainer: Trainer) -> bool:
+    """Count for the weights that the trainer's configuration names; False if asked to stop."""
+    trainer.restore()
+    return BackgroundCount(trainer).run()
 
 
 class BackgroundCount:

@@ -12,23 +12,13 @@ from titan_smf.help import print_help
 
 def main(argv: Sequence[str]) -> int:
     """Train to the last step of the configuration in `argv`; returns the exit code."""
-    from titan_smf.config import check, explain, load_config
-    from titan_smf.errors import ConfigError
-    from titan_smf.runtime import EXIT_STOPPED, world_size
-    from titan_smf.trainer import Trainer
+    from titan_smf.config import check, load_config
+    from titan_smf.runtime import world_size
+    from titan_smf.trainer import Trainer, run
 
     config = load_config(argv)
     check(config, world_size())
-    try:
-        trainer = Trainer(config)
-        try:
-            done = trainer.train()
-        finally:
-            trainer.close()
-    except ConfigError as error:
-        explain(error, config)  # says where the setting was given
-        raise
-    return 0 if done else EXIT_STOPPED
+    return run(config, Trainer.train)
 
 
 if __name__ == "__main__":

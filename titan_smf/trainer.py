@@ -11,7 +11,7 @@ is agreed on by all ranks, and checkpoints are committed (`checkpoint.py`).
 import dataclasses
 import logging
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ import torch.distributed as dist
 from torch.distributed.fsdp import FSDPModule
 
 from titan_smf.checkpoint import Checkpointer, find_checkpoint
-from titan_smf.config import JobConfig, save_resolved
+from titan_smf.config import JobConfig, explain, save_resolved
 from titan_smf.data.loader import Batch, TokenLoader, validation_batches
 from titan_smf.data.sources import open_source
 from titan_smf.data.stream_loader import open_stream
@@ -33,7 +33,7 @@ from titan_smf.metrics import RunMetrics, drop_lines_after
 from titan_smf.model.llama import MemoryLlama, MemoryLlamaArgs, parameter_counts
 from titan_smf.model.value_table import ValueTable
 from titan_smf.run_folder import check_not_begun, hold, make_folder
-from titan_smf.runtime import StopRequest, prepare_torchtitan
+from titan_smf.runtime import EXIT_STOPPED, StopRequest, prepare_torchtitan
 from titan_smf.sparse.accesses import AccessCounter, slots_used_fraction, usage_kl
 from titan_smf.train_spec import build_train_spec
 
@@ -412,6 +412,24 @@ class Trainer(torchtitan.train.Trainer):
         """End the run's hold of its folder, close its files."""
         super().close()
         self.lock.release()
+
+
+def run(config: JobConfig, work: Callable[[Trainer], bool]) -> int:
+    """Build a trainer, do `work` with it and close it; returns the exit code.
+
+    `work` says whether it ended by itself, not by a stop request. A `ConfigError` learns where its
+    setting was given.
+    """
+    try:
+        trainer = Trainer(config)
+        try:
+            done = work(trainer)
+        finally:
+            trainer.close()
+    except ConfigError as error:
+        explain(error, config)
+        raise
+    return 0 if done else EXIT_STOPPED
 
 
 def _num_local_rows(table: ValueTable) -> int:

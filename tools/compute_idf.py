@@ -18,26 +18,14 @@ def main(argv: Sequence[str]) -> int:
     """Count, or merge counts; returns the exit code."""
     if argv[:1] == ["merge"]:
         return merge(argv[1:])
-    from titan_smf.config import check, explain, load_config
-    from titan_smf.count_background import BackgroundCount, counting_config
-    from titan_smf.errors import ConfigError
-    from titan_smf.runtime import EXIT_STOPPED, world_size
-    from titan_smf.trainer import Trainer
+    from titan_smf.config import check, load_config
+    from titan_smf.count_background import count_background, counting_config
+    from titan_smf.runtime import world_size
+    from titan_smf.trainer import run
 
-    config = load_config(argv)
-    try:
-        config = counting_config(config, world_size())
-        check(config, world_size())
-        trainer = Trainer(config)
-        try:
-            trainer.restore()
-            done = BackgroundCount(trainer).run()
-        finally:
-            trainer.close()
-    except ConfigError as error:
-        explain(error, config)  # says where the setting was given
-        raise
-    return 0 if done else EXIT_STOPPED
+    config = counting_config(load_config(argv), world_size())
+    check(config, world_size())
+    return run(config, count_background)
 
 
 def merge(argv: Sequence[str]) -> int:

@@ -16,6 +16,9 @@ from typing import Any, cast
 from titan_smf.bench.measure import Measure, on_ranks
 from titan_smf.runtime import peak_resident_bytes
 
+Kinds = dict[str, Callable[[str], list[float]]]
+"""What is timed, by name: given a folder, it returns the seconds of its steps."""
+
 ROOT = Path(__file__).parents[2]
 # Sizes of torchtitan's own `llama3 debugmodel`, for our dense model.
 TORCHTITAN_DEBUG = {
@@ -54,12 +57,17 @@ def step_time(runs: int) -> list[Measure]:
 
 def _step_times(rank: int, runs: int, settings: dict[str, Any]) -> dict[str, float]:
     same_sizes = settings | TORCHTITAN_DEBUG
-    kinds: dict[str, Callable[[str], list[float]]] = {
+    kinds: Kinds = {
         "memory": lambda folder: _ours(folder, settings),
         "dense": lambda folder: _ours(folder, settings | {"memory.layers": "[]"}),
         "ours": lambda folder: _ours(folder, same_sizes),
         "torchtitan": lambda folder: _torchtitan(folder, same_sizes),
     }
+    return _median_times(kinds, runs)
+
+
+def _median_times(kinds: Kinds, runs: int) -> dict[str, float]:
+    """Median seconds of each kind; the kinds run in turns, each in a folder of its own."""
     times: dict[str, list[float]] = {kind: [] for kind in kinds}
     for _ in range(-(-runs // 3)):
         for kind, run in kinds.items():
@@ -174,18 +182,13 @@ def _finetuning_times(rank: int, runs: int) -> dict[str, float]:
         "selection.top_t": 100,
     }
     sparse = settings | {"finetune.method": "sparse_memory"}
-    kinds: dict[str, Callable[[str], list[float]]] = {
+    kinds: Kinds = {
         "full": lambda folder: _ours(folder, settings),
         "sparse": lambda folder: _ours(folder, sparse),
         "forward": lambda folder: _forward_times(folder, settings, "all"),
         "count": lambda folder: _forward_times(folder, settings, "to_memory"),
     }
-    times: dict[str, list[float]] = {kind: [] for kind in kinds}
-    for _ in range(-(-runs // 3)):
-        for kind, run in kinds.items():
-            with tempfile.TemporaryDirectory() as folder:
-                times[kind] += run(folder)
-    return {kind: statistics.median(seconds) for kind, seconds in times.items()}
+    return _median_times(kinds, runs)
 
 
 def _forward_times(folder: str, settings: dict[str, Any], part: str) -> list[float]:
