@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from titan_smf.data.storage import sha256_hex
 from titan_smf.data.token_shards import TokenShards
+from titan_smf.storage import sha256_hex
 
 FEISTEL_ROUNDS = 8
 WEIGHT_UNIT = 1 << 32

@@ -26,7 +26,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from titan_smf.data import storage
+from titan_smf import storage
 from titan_smf.data.prepare_part import (
     Counts,
     PartWork,

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from hashlib import blake2b
 from typing import Any
 
-from titan_smf.data import storage
+from titan_smf import storage
 from titan_smf.data.raw_text import Piece, Rejected, TextOptions, read_documents
 from titan_smf.data.token_shards import SHARD_TOKENS, ShardInfo, ShardWriter
 from titan_smf.data.tokenizer import Tokenizer

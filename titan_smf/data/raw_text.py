@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, BinaryIO, NamedTuple
 
-from titan_smf.data import storage
+from titan_smf import storage
 from titan_smf.errors import ConfigError, DataError
 
 HUB_PREFIX = "hf:"

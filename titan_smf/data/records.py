@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from titan_smf.data import storage
+from titan_smf import storage
 from titan_smf.data.raw_text import kind_of
 from titan_smf.errors import DataError
 

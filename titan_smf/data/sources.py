@@ -10,7 +10,7 @@ import shutil
 from pathlib import Path
 from urllib.parse import parse_qsl
 
-from titan_smf.data import storage
+from titan_smf import storage
 from titan_smf.data.prepare import PLAN_VERSION, prepare
 from titan_smf.data.prepare_part import PrepareOptions
 from titan_smf.data.raw_text import kind_of

@@ -28,7 +28,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 
-from titan_smf.data import storage
+from titan_smf import storage
 from titan_smf.data.tokenizer import Tokenizer
 from titan_smf.errors import DataError
 

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 import regex
 import tiktoken
 
-from titan_smf.data import storage
+from titan_smf import storage
 from titan_smf.errors import ConfigError, DataError
 
 LLAMA3_SPLIT = (

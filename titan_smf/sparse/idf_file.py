@@ -23,7 +23,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from titan_smf.data import storage
+from titan_smf import storage
 from titan_smf.errors import DataError, IdfError
 from titan_smf.sparse.accesses import OwnedSlots
 from titan_smf.sparse.document_frequency import Background

@@ -5,7 +5,7 @@ import io
 import torch
 from torch import Tensor
 
-from titan_smf.data import storage
+from titan_smf import storage
 from titan_smf.sparse.idf_file import IdfMetadata
 
 MOST_USED = 0.9

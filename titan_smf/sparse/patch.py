@@ -23,8 +23,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from titan_smf import __version__
-from titan_smf.data import storage
+from titan_smf import __version__, storage
 from titan_smf.errors import DataError, PatchError
 from titan_smf.sparse.fingerprint import bytes_of_rows, moved, rows_sum, table_name, tensor_id
 

@@ -2,7 +2,7 @@
 
 import torch
 
-from titan_smf.data import storage
+from titan_smf import storage
 from titan_smf.sparse.patch import Patch
 
 
