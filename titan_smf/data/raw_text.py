@@ -74,7 +74,7 @@ def plan_pieces(inputs: list[str], options: TextOptions, piece_bytes: int) -> li
     pieces: list[Piece] = []
     for given in inputs:
         if given.startswith(HUB_PREFIX):
-            num_files = _load_hub(given, options).num_shards
+            num_files = load_hub(given, options).num_shards
             pieces += [Piece("hub", given, i, i + 1, 0) for i in range(num_files)]
             continue
         for path in _expand(given):
@@ -298,7 +298,12 @@ def _read_parquet(piece: Piece, options: TextOptions) -> Iterator[str | Rejected
 
 
 @functools.lru_cache
-def _load_hub(name: str, options: TextOptions) -> Any:
+def load_hub(name: str, options: TextOptions) -> Any:
+    """The streamed data set that `hf:NAME` names; of `options`, `hub_config` and `hub_split` count.
+
+    Raises:
+        DataError: it cannot be had, or has no such configuration or split.
+    """
     import datasets
 
     try:
@@ -314,7 +319,7 @@ def _load_hub(name: str, options: TextOptions) -> Any:
 
 def _read_hub(piece: Piece, options: TextOptions) -> Iterator[str | Rejected]:
     """One file of a hub dataset."""
-    dataset = _load_hub(piece.path, options)
+    dataset = load_hub(piece.path, options)
     rows = iter(dataset.shard(num_shards=dataset.num_shards, index=piece.start))
     where = f"{piece.path}: file {piece.start + 1} of {dataset.num_shards}"
     row = 0

@@ -1,0 +1,150 @@
+"""Questions with their reference answers, from the forms in which question sets are published.
+
+    NQ-open      {"question": text, "answer": [text, ...]}
+    TriviaQA     {"question_id": text, "question": text, "answer": {"value": text, "aliases": [...],
+                 "normalized_aliases": [...]}}
+    SimpleQA     {"problem": text, "answer": text}
+    facts        {"id": text, "question": text, "answers": [text, ...]}, with or without statements
+
+Each row is read by its own fields; others beside them are passed over.
+"""
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import parse_qsl, urlencode
+
+from titan_smf.data.rows import Row, RowError, excerpt, read_rows, text_of, texts_of
+from titan_smf.data.sources import SYNTHETIC_PREFIX, parse_world
+from titan_smf.errors import ConfigError, DataError
+
+FORMS = (
+    'a question is {"question": text, "answer": text, [text, ...] or {"value": text, "aliases": '
+    '[text, ...]}}, {"problem": text, "answer": text} or {"question": text, "answers": [text, ...]}'
+)
+TRIVIAQA_HIDDEN = "<unk>"
+"""The answer in TriviaQA's test split, whose answers are not published."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question and what answers it."""
+
+    id: str
+    """Unique in its set: the set's own `id` or `question_id`, or else the row's number from 0."""
+    question: str
+    answers: tuple[str, ...]
+    """Each is right by itself, the set's preferred one first; at least one, all different."""
+
+
+def open_questions(path: str, limit: int | None = None, skip: int = 0) -> list[Question]:
+    """`limit` questions of a set, or all, in its order, after the first `skip`; at least one.
+
+    A row that repeats an earlier id with the same question is left out: TriviaQA's `rc` lists a
+    question once for the web and once for Wikipedia.
+
+    Args:
+        path: a jsonl, csv or parquet file, glob or URL; `hf:NAME?config=C&split=S` (see rows.py);
+            or `synthetic:world?seed=0&...&questions=new`, the facts of the invented world that
+            its text states (`known`) or does not (`new`).
+        limit: a hub dataset is read no further than that needs.
+
+    Raises:
+        DataError: nothing there, a row that is no question, or none left after `skip`.
+        ConfigError: a path whose settings are unknown.
+    """
+    questions = list(itertools.islice(_all_questions(path), skip, limit and skip + limit))
+    if not questions:
+        raise DataError(f"{path}: holds no question{f' after the first {skip}' if skip else ''}")
+    return questions
+
+
+def question_of(row: Row, number: int) -> Question:
+    """The question of row `number` of a set.
+
+    Raises:
+        DataError: it is none.
+    """
+    try:
+        name = next((key for key in ("question", "problem") if key in row.values), None)
+        if name is None:
+            raise RowError(f"has neither 'question' nor 'problem', but {_keys(row)}")
+        question = text_of(row.values[name], name)
+        return Question(_id(row.values, number), question, _answers(row))
+    except RowError as error:
+        raise DataError(f"{row.where}: {error}; {FORMS}") from error
+
+
+def _all_questions(path: str) -> Iterator[Question]:
+    if path.startswith(SYNTHETIC_PREFIX):
+        yield from _world_questions(path)
+        return
+    question_of_id: dict[str, str] = {}
+    for number, row in enumerate(read_rows(path)):
+        question = question_of(row, number)
+        if question.id not in question_of_id:
+            question_of_id[question.id] = question.question
+            yield question
+        elif (before := question_of_id[question.id]) != question.question:
+            raise DataError(
+                f"{row.where}: has the id {question.id!r} of another question, {excerpt(before)}; "
+                "give each its own"
+            )
+
+
+def _world_questions(path: str) -> Iterator[Question]:
+    name, _, query = path.partition("?")
+    settings = dict(parse_qsl(query, keep_blank_values=True))
+    which = settings.pop("questions", "")
+    world, _ = parse_world(f"{name}?{urlencode(settings)}" if settings else name)
+    facts_of = {"known": world.known_facts, "new": world.new_facts}
+    if which not in facts_of:
+        allowed = " or ".join(f"questions={kind}" for kind in facts_of)
+        raise ConfigError("questions", path, f"{name}?{allowed}")
+    for fact in facts_of[which]:
+        yield Question(fact.id, world.question(fact), (fact.answer,))
+
+
+def _id(values: dict[str, Any], number: int) -> str:
+    for key in ("id", "question_id"):
+        if key in values:
+            value = values[key]
+            return str(value) if type(value) is int else text_of(value, key)
+    return str(number)
+
+
+def _answers(row: Row) -> tuple[str, ...]:
+    values = row.values
+    if "answers" in values:
+        return _distinct(texts_of(values["answers"], "answers"))
+    if "answer" not in values:
+        raise RowError(f"has neither 'answer' nor 'answers', but {_keys(row)}")
+    answer = values["answer"]
+    if isinstance(answer, dict):
+        return _triviaqa_answers(answer)
+    if isinstance(answer, list):
+        return _distinct(texts_of(answer, "answer"))
+    return (text_of(answer, "answer"),)
+
+
+def _triviaqa_answers(answer: dict[str, Any]) -> tuple[str, ...]:
+    """The value, then the aliases, then what TriviaQA's own normalisation makes of them."""
+    value = text_of(answer.get("value"), "answer.value")
+    if value == TRIVIAQA_HIDDEN:
+        raise RowError(f"answer.value is {value}: the answers of this split are not published")
+    texts = [value]
+    for key in ("aliases", "normalized_aliases"):
+        others = answer.get(key, [])
+        if not isinstance(others, list) or not all(isinstance(text, str) for text in others):
+            raise RowError(f"answer.{key} is {excerpt(others)}, not a list of texts")
+        texts += filter(str.strip, others)  # an alias of nothing but signs is normalised to ""
+    return _distinct(texts)
+
+
+def _distinct(texts: Any) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(texts))
+
+
+def _keys(row: Row) -> str:
+    return ", ".join(map(str, row.values)) or "no field"

@@ -1,0 +1,183 @@
+"""Rows of data sets, each with the place where it stands.
+
+FILE                       jsonl or csv (either also .gz, .zst) or parquet: a path, a glob of
+                           them, or an fsspec URL
+hf:NAME?config=C&split=S   a dataset of the Hugging Face hub, or a local folder laid out like
+                           one; without a split its `validation`
+"""
+
+import csv
+import io
+import json
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+from urllib.parse import parse_qsl
+
+from titan_smf.data import storage
+from titan_smf.data.raw_text import COMPRESSIONS, HUB_PREFIX, TextOptions, kind_of, load_hub
+from titan_smf.errors import ConfigError, DataError
+
+EXCERPT = 40
+"""Characters of a wrong value that a message repeats."""
+
+
+class Row(NamedTuple):
+    """A JSON object, a line of a csv file, or a row of a table."""
+
+    where: str
+    """The file and line, for messages."""
+    values: dict[str, Any]
+
+
+class RowError(Exception):
+    """Why a row cannot be used; the caller adds where it stands and what would do."""
+
+
+def read_rows(path: str) -> Iterator[Row]:
+    """All rows that `path` names, in order, files of a glob sorted by name; blank lines left out.
+
+    Raises:
+        DataError: a file that is missing or of no known kind, a line that is no row. It is raised
+            when the iteration gets there.
+        ConfigError: unknown settings after a hub dataset's name.
+    """
+    if path.startswith(HUB_PREFIX):
+        yield from _read_hub(path)
+        return
+    for file in _files(path):
+        stem, _, ending = file.lower().rpartition(".")
+        compressed = ending in COMPRESSIONS
+        if (stem if compressed else file.lower()).endswith(".csv"):
+            yield from _read_csv(file, COMPRESSIONS.get(ending))
+            continue
+        kind, compression = kind_of(file)
+        if kind == "txt":
+            raise DataError(f"{file}: is text without fields; use jsonl, csv or parquet")
+        yield from _read_parquet(file) if kind == "parquet" else _read_jsonl(file, compression)
+
+
+def parse_json(line: bytes) -> dict[str, Any]:
+    """The object on a line of jsonl.
+
+    Raises:
+        RowError: it is none.
+    """
+    try:
+        row = json.loads(line)
+    except UnicodeDecodeError as error:
+        raise RowError(f"is not UTF-8: {error.reason}") from error
+    except (ValueError, RecursionError) as error:
+        raise RowError(f"is not JSON: {error}") from error
+    if not isinstance(row, dict):
+        raise RowError(f"is {excerpt(row)}, not an object")
+    return row
+
+
+def text_of(value: Any, name: str) -> str:
+    """`value` if it is a text that is not blank.
+
+    Raises:
+        RowError: it is not; calls it `name`.
+    """
+    if not isinstance(value, str) or not value.strip():
+        raise RowError(f"{name} is {excerpt(value)}, not a text")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise RowError(f"{name} holds half of a surrogate pair") from error
+    return value
+
+
+def texts_of(value: Any, name: str) -> tuple[str, ...]:
+    """`value` if it is a list of one text or more, none of them blank.
+
+    Raises:
+        RowError: it is not; calls it `name`.
+    """
+    if not isinstance(value, list) or not value:
+        raise RowError(f"{name} is {excerpt(value)}, not a list of one text or more")
+    return tuple(text_of(text, f"{name}[{index}]") for index, text in enumerate(value))
+
+
+def excerpt(value: Any) -> str:
+    """The beginning of a value, as JSON."""
+    shown = json.dumps(value, default=str)
+    return shown if len(shown) <= EXCERPT else f"{shown[:EXCERPT]}..."
+
+
+def _files(path: str) -> list[str]:
+    if any(char in path for char in "*?["):
+        files = storage.files_of(path)
+        if not files:
+            raise DataError(f"{path}: no file matches")
+        return files
+    if not storage.exists(path):
+        hub = f"; for a dataset of the Hugging Face hub write {HUB_PREFIX}{path}"
+        raise storage.missing(path, hub if path.count("/") == 1 else "")
+    if storage.is_folder(path):
+        raise DataError(f"{path}: is a folder; name its files, for example {path}/*.jsonl")
+    return [path]
+
+
+def _read_jsonl(path: str, compression: str | None) -> Iterator[Row]:
+    with storage.open_binary(path, compression) as file:
+        for number, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
+            where = f"{path}:{number}"
+            try:
+                yield Row(where, parse_json(line))
+            except RowError as error:
+                raise DataError(f"{where}: {error}") from error
+
+
+def _read_csv(path: str, compression: str | None) -> Iterator[Row]:
+    with storage.open_binary(path, compression) as file:
+        text = io.TextIOWrapper(io.BufferedReader(file), "utf-8-sig", newline="")  # type: ignore[type-var]
+        reader = csv.DictReader(text, strict=True)
+        while True:
+            where = f"{path}:{max(reader.line_num, 1) + 1}"  # the header is line 1
+            try:
+                values = next(reader)
+            except StopIteration:
+                return
+            except UnicodeDecodeError as error:
+                raise DataError(f"{where}: is not UTF-8: {error.reason}") from error
+            except csv.Error as error:
+                raise DataError(f"{where}: is not CSV: {error}") from error
+            if None in values or None in values.values():
+                names = ", ".join(reader.fieldnames or [])
+                raise DataError(f"{where}: has more or fewer values than the header, {names}")
+            yield Row(where, values)
+
+
+def _read_parquet(path: str) -> Iterator[Row]:
+    import pyarrow.parquet
+
+    number = 0
+    with storage.open_binary(path) as file:
+        for batch in pyarrow.parquet.ParquetFile(file).iter_batches(batch_size=256):
+            for values in batch.to_pylist():
+                number += 1
+                yield Row(f"{path}: row {number}", values)
+
+
+def _read_hub(path: str) -> Iterator[Row]:
+    name, _, query = path.partition("?")
+    settings = dict(parse_qsl(query, keep_blank_values=True))
+    if not settings.keys() <= {"config", "split"}:
+        raise ConfigError("dataset", path, f"{HUB_PREFIX}NAME?config=C&split=S")
+    options = TextOptions(
+        hub_config=settings.get("config", ""), hub_split=settings.get("split", "validation")
+    )
+    rows = iter(load_hub(name, options))
+    number = 0
+    while True:
+        try:
+            values = next(rows)
+        except StopIteration:
+            return
+        except Exception as error:  # the hub's client raises many kinds
+            raise DataError(f"{path}: cannot be read after row {number}: {error}") from error
+        number += 1
+        yield Row(f"{path}: row {number}", values)
