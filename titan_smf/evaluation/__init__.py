@@ -1,0 +1,1 @@
+"""What a model knows: answers to questions, choices, likelihoods, with confidence intervals."""
