@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 from urllib.parse import parse_qsl
 
-from titan_smf.data import storage
+from titan_smf import storage
 from titan_smf.data.raw_text import COMPRESSIONS, HUB_PREFIX, TextOptions, kind_of, load_hub
 from titan_smf.errors import ConfigError, DataError
 
