@@ -1,7 +1,7 @@
 """A step of sparse memory finetuning: find the slots that this batch uses, then learn only them.
 
-    1. without gradients, per micro-batch: forward to the last memory layer; keep the state before
-       the first one, count the accesses of tokens that are not padding
+    1. without gradients, per micro-batch: forward to the last memory layer; keep the state at the
+       lookup of the first one, count the accesses of tokens that are not padding
     2. rank the touched slots on their owners, take the best of all: the same on every rank
     3. per micro-batch: go on from the kept state; backward to the selected rows alone
     4. sum over replicas, clip, update the rows
@@ -24,7 +24,7 @@ from torch import Tensor
 
 from titan_smf.config import JobConfig
 from titan_smf.data.loader import IGNORE_INDEX
-from titan_smf.model.llama import MemoryLlama
+from titan_smf.model.llama import Addressed, MemoryLlama
 from titan_smf.model.value_table import SelectedRows, ValueTable
 from titan_smf.sparse.accesses import OwnedSlots, sum_over_replicas, touched_slots
 from titan_smf.sparse.document_frequency import Background
@@ -112,11 +112,11 @@ class SparseMemory:
         Returns:
             this rank's part of the loss, the norm of the selected rows' gradient, and metrics.
         """
-        hidden, accesses = self._find_accesses(batches)
+        states, accesses = self._find_accesses(batches)
         selection = self._select(accesses, step)
         selected = self._selected_rows(selection)
         losses = []
-        for (_, labels, masks), state in zip(batches, hidden, strict=True):
+        for (_, labels, masks), state in zip(batches, states, strict=True):
             with self.context():
                 logits, _ = self.model(state, **masks, part="from_memory", selected=selected)
                 loss = self.loss_fn(logits, labels) / global_targets
@@ -144,16 +144,16 @@ class SparseMemory:
             optimizer.load_state_tensors(map(safetensors.torch.load_file, files))
 
     @torch.no_grad()
-    def _find_accesses(self, batches: Sequence[MicroBatch]) -> tuple[list[Tensor], list[Tensor]]:
-        """The states before the first memory layer, and the ids of all slots that were read."""
-        hidden, accesses = [], []
+    def _find_accesses(self, batches: Sequence[MicroBatch]) -> tuple[list[Addressed], list[Tensor]]:
+        """The states at the first memory layer, and the ids of all slots that were read."""
+        states, accesses = [], []
         for tokens, labels, masks in batches:
             counted = labels != IGNORE_INDEX  # padding is where no token is to be predicted
             with self.context():
                 state, rows = self.model(tokens, **masks, counted=counted, part="to_memory")
-            hidden.append(state)
+            states.append(state)
             accesses += slot_ids(rows, self.owned)
-        return hidden, accesses
+        return states, accesses
 
     def _select(self, accesses: Sequence[Tensor], step: int) -> Selection:
         touched = sum_over_replicas(touched_slots(accesses), self.replicate_group)

@@ -15,7 +15,7 @@ Letters: B batch, S sequence, D model, H attention heads, N slots, K slots per t
 import dataclasses
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import nn
@@ -209,6 +209,17 @@ class LlamaBlock(TransformerBlock):
         self.feed_forward = FeedForward(args.dim, (3 * args.ffn_dim + 1) // 2, 1, None)
 
 
+class Addressed(NamedTuple):
+    """Tokens at a memory layer that have their slots: from here on nothing depends on the query."""
+
+    h: torch.Tensor
+    """(B, S, D), after the block's attention."""
+    slots: torch.Tensor
+    """(T, K) int64."""
+    weights: torch.Tensor
+    """(T, K)."""
+
+
 class MemoryBlock(TransformerBlock):
     """A pre-norm block whose feed-forward is a memory layer."""
 
@@ -229,23 +240,29 @@ class MemoryBlock(TransformerBlock):
 
     def forward(  # type: ignore[override]
         self,
-        x: torch.Tensor,
+        x: torch.Tensor | Addressed,
         freqs_cis: torch.Tensor,
         attention_masks: Any,
         table: ValueTable,
         counted: torch.Tensor | None,
         selected: SelectedRows | None,
         only_count: bool,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """(B, S, D) -> (B, S, D) and the rows of this rank that were accessed.
+    ) -> tuple[torch.Tensor, torch.Tensor, Addressed]:
+        """(B, S, D) -> (B, S, D), the rows of this rank that were accessed, and where to go on.
 
-        With `only_count` no value is read, and what comes in goes out.
+        With `only_count` no value is read, and the first result means nothing.
         """
-        h = x + self.attention(self.attention_norm(x), freqs_cis, attention_masks)
+        if isinstance(x, Addressed):
+            at = x
+            normed = self.ffn_norm(at.h)
+        else:
+            h = x + self.attention(self.attention_norm(x), freqs_cis, attention_masks)
+            normed = self.ffn_norm(h)
+            at = Addressed(h, *self.memory.address(normed))
         if only_count:
-            return x, self.memory.count(self.ffn_norm(h), table, counted)
-        out, accesses = self.memory(self.ffn_norm(h), table, counted, selected)
-        return h + out, accesses
+            return at.h, table.count(at.slots, None if counted is None else counted.flatten()), at
+        out, accesses = self.memory(normed, table, counted, selected, (at.slots, at.weights))
+        return at.h + out, accesses, at
 
     def init_weights(self) -> None:
         """Initialise all but the values, from torch's global generator."""
@@ -281,38 +298,37 @@ class MemoryLlama(Transformer):
 
     def forward(
         self,
-        tokens: torch.Tensor,
+        tokens: torch.Tensor | Addressed,
         attention_masks: Any = None,
         counted: torch.Tensor | None = None,
         part: Part = "all",
         selected: Sequence[SelectedRows] | None = None,
-    ) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    ) -> tuple[torch.Tensor | Addressed, list[torch.Tensor]]:
         """Logits of every position, and what the tables of this rank were asked for.
 
         Args:
-            tokens: (B, S) token ids; hidden states (B, S, D) for the part "from_memory".
+            tokens: (B, S) token ids; for "from_memory" what "to_memory" returned.
             attention_masks: flex attention's block mask, or None for causal attention.
             counted: (B, S) bool, the tokens whose accesses are reported; None means all.
             part: "all"; "to_memory" ends with the addresses of the last memory layer and reads no
-                value there; "from_memory" goes on from the state before the first memory layer.
+                value there; "from_memory" goes on from the lookup of the first memory layer.
             selected: for each table the rows that get a gradient; None for all.
 
         Returns:
-            logits (B, S, vocabulary), or the hidden states (B, S, D) before the first memory layer
-            if `part` is "to_memory"; and for each memory layer in order the rows of this rank's
+            logits (B, S, vocabulary), or the tokens at the lookup of the first memory layer if
+            `part` is "to_memory"; and for each memory layer in order the rows of this rank's
             part of its table that were accessed by counted tokens of all ranks of the shard group.
         """
         layers = self.model_args.memory.layers
-        h = tokens if part == "from_memory" else self.tok_embeddings(tokens)
-        before_memory, accesses = h, list[torch.Tensor]()
+        h = tokens if isinstance(tokens, Addressed) else self.tok_embeddings(tokens)
+        first: Addressed | None = None
+        accesses: list[torch.Tensor] = []
         for name, block in self.layers.items():
             layer = int(name)
             if layer in layers:
-                if not accesses:
-                    before_memory = h
                 table = len(accesses) % len(self.tables)
                 ends = part == "to_memory" and layer == max(layers)
-                h, rows = block(
+                h, rows, at = block(
                     h,
                     self.freqs_cis,
                     attention_masks,
@@ -323,7 +339,9 @@ class MemoryLlama(Transformer):
                 )
                 accesses.append(rows)
                 if ends:
-                    return before_memory, accesses
+                    return first or at, accesses
+                if part == "to_memory":
+                    first = first or at
             elif part != "from_memory" or accesses:
                 h = block(h, self.freqs_cis, attention_masks)
         return self.output(self.norm(h)), accesses

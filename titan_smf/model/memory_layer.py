@@ -96,6 +96,7 @@ class MemoryLayer(nn.Module):
         table: ValueTable,
         counted: Tensor | None = None,
         selected: SelectedRows | None = None,
+        addresses: tuple[Tensor, Tensor] | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Returns the layer's output (B, S, D) and the accesses of this rank's rows of the table.
 
@@ -104,15 +105,11 @@ class MemoryLayer(nn.Module):
             table: holds the N values; every rank of its group calls forward together.
             counted: (B, S) bool, false for padding, which does not appear in the accesses.
             selected: the only rows of the table that get a gradient; None for all.
+            addresses: what `address` returned for x, if it was called before.
         """
         assert table.num_slots == self.n_keys**2, "a slot for every pair of half-keys"
-        slots, weights = self.address(x)
+        slots, weights = self.address(x) if addresses is None else addresses
         counted = None if counted is None else counted.flatten()
         y, accesses = table(slots, weights, counted, selected)
         y = y.view(*x.shape[:-1], -1)
         return self.output(y * F.silu(self.gate(x))), accesses
-
-    def count(self, x: Tensor, table: ValueTable, counted: Tensor | None = None) -> Tensor:
-        """Returns the accesses that `forward` would return, without reading a value."""
-        slots, _ = self.address(x)
-        return table.count(slots, None if counted is None else counted.flatten())
