@@ -9,13 +9,10 @@ from: runs start from it on any number of ranks (`checkpoint.initial_load_path`)
 """
 
 import dataclasses
-import hashlib
 import itertools
 import shutil
-import tomllib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -31,6 +28,7 @@ from titan_smf.sparse.patch import (
     inverse,
     make_patch,
 )
+from titan_smf.sparse.patch_lineage import run_lineage
 from titan_smf.stored_weights import (
     Progress,
     Report,
@@ -181,18 +179,4 @@ def _lineage_step(base: StoredWeights, tuned: StoredWeights, parent: str, data: 
     steps = tuned.state["step"]
     if tuned.path.parent == base.path.parent:  # of one run
         steps -= base.state["step"]
-    settings = tuned.path.parent.parent / "config.toml"
-    configuration = ""
-    if settings.is_file():
-        content = settings.read_bytes()
-        configuration = hashlib.sha256(content).hexdigest()
-        data = data or _data_of(tomllib.loads(content.decode()))
-    return LineageStep(configuration, steps, data, parent)
-
-
-def _data_of(settings: dict[str, Any]) -> str:
-    """What a run learned, by its settings: the path of its stream or of its sources."""
-    if path := settings.get("stream", {}).get("path"):
-        return str(path)
-    sources = settings.get("data", {}).get("sources", [])
-    return ", ".join(str(source.get("path")) for source in sources)
+    return run_lineage(tuned.path.parent.parent, steps, parent, data)

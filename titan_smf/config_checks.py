@@ -177,6 +177,11 @@ def _training_conditions(config: JobConfig) -> Iterator[Condition]:
         not profiling.enable_profiling or profiling.profile_freq >= cycle,
         f"profiler_active + profiler_warmup ({cycle}) or more",
     )
+    yield (
+        "checkpoint.initial_patches",
+        not config.checkpoint.initial_patches or bool(config.checkpoint.initial_load_path),
+        "[], or checkpoint.initial_load_path beside it: the weights that the patches change",
+    )
     yield "checkpoint.load_step", load_step >= -1, "the number of a step, or -1 for the latest"
 
 

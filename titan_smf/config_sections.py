@@ -72,6 +72,10 @@ class Checkpoint(titan.Checkpoint):
     """Another run's folder, or one of its checkpoints, whose weights start this run; ignored once
     this run has a checkpoint of its own."""
 
+    initial_patches: list[str] = field(default_factory=list)
+    """Patches, paths or fsspec URLs, that change the weights of `initial_load_path`, in this order,
+    before the run starts from them."""
+
     last_save_model_only: bool = False
     """Save only the model at the end; such a run cannot be resumed, therefore off."""
 

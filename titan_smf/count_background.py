@@ -89,8 +89,6 @@ class BackgroundCount:
         self.path = config.idf.path or str(Path(config.job.dump_folder) / "idf.safetensors")
         self.partial = self.path + PARTIAL_SUFFIX
         self.owned = owned_slots(trainer.model)
-        replicas = trainer.parallel_dims.get_optional_mesh("dp_replicate")
-        self.replicate_group = replicas.get_group() if replicas is not None else None
         self.shard_group = next(trainer.model.value_tables()).group
         self.frequency = DocumentFrequency(self.owned, trainer.device)
         seed = config.debug.seed or 0
@@ -122,7 +120,7 @@ class BackgroundCount:
             for _ in range(self.trainer.gradient_accumulation_steps):
                 accesses += slot_ids(self.trainer.addresses(*next(batches)), self.owned)
             self.frequency.add_document(
-                sum_over_replicas(touched_slots(accesses), self.replicate_group)
+                sum_over_replicas(touched_slots(accesses), self.trainer.replicate_group)
             )
             done = self.frequency.documents
             if self.trainer.agree(stop.requested):

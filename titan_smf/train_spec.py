@@ -1,6 +1,7 @@
 """The parts that torchtitan's Trainer builds a run from, for one configuration."""
 
 import copy
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -8,8 +9,9 @@ import torch.nn.functional as F
 
 from titan_smf.config import JobConfig
 from titan_smf.data.loader import TokenLoader, WeightedShards
+from titan_smf.data.records import Record
 from titan_smf.data.sources import open_source
-from titan_smf.data.stream_loader import StreamLoader, open_stream
+from titan_smf.data.stream_loader import StreamLoader
 from titan_smf.data.tokenizer import Tokenizer, load_tokenizer
 from titan_smf.errors import ConfigError
 from titan_smf.finetune.sparse_memory import freeze, row_optimizers
@@ -28,8 +30,11 @@ from torchtitan.protocols.train_spec import TrainSpec
 _VOCABULARY_MULTIPLE = 64  # matrix products are faster on round sizes; the extra ids never occur
 
 
-def build_train_spec(config: JobConfig) -> TrainSpec:
+def build_train_spec(config: JobConfig, stream: Sequence[Record] = ()) -> TrainSpec:
     """Everything torchtitan asks for, bound to `config`.
+
+    Args:
+        stream: the records of `stream.path`; with none, `data.sources` are trained on.
 
     Raises:
         ConfigError, DataError: the tokenizer, the data or the model cannot be built as asked.
@@ -42,9 +47,9 @@ def build_train_spec(config: JobConfig) -> TrainSpec:
 
     def build_dataloader(dp_world_size: int, dp_rank: int, **_: Any) -> TokenLoader | StreamLoader:
         local, seq_len = config.training.local_batch_size, config.training.seq_len
-        if config.stream.path:
+        if stream:
             return StreamLoader(
-                open_stream(config.stream.path, config.stream.kind),
+                stream,
                 tokenizer,
                 seq_len=seq_len,
                 local_batch_size=local,

@@ -18,16 +18,19 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.distributed.checkpoint.stateful import Stateful
 from torch.distributed.fsdp import FSDPModule
 
 from titan_smf.checkpoint import Checkpointer, find_checkpoint
 from titan_smf.config import JobConfig, explain, save_resolved
 from titan_smf.data.loader import Batch, TokenLoader, validation_batches
+from titan_smf.data.records import Record
 from titan_smf.data.sources import open_source
 from titan_smf.data.stream_loader import open_stream
 from titan_smf.data.tokenizer import Tokenizer
 from titan_smf.errors import CheckpointError, ConfigError
 from titan_smf.finetune.background import load_background
+from titan_smf.finetune.run_patch import RunPatch, apply_patches
 from titan_smf.finetune.sparse_memory import SELECTIONS_FILE, MicroBatch, SparseMemory
 from titan_smf.metrics import RunMetrics, drop_lines_after
 from titan_smf.model.llama import MemoryLlama, MemoryLlamaArgs, parameter_counts
@@ -60,13 +63,14 @@ class Trainer(torchtitan.train.Trainer):
     dataloader: TokenLoader  # type: ignore[assignment]
 
     def __init__(self, job_config: JobConfig) -> None:
-        if stream := job_config.stream.path:
-            records = len(open_stream(stream, job_config.stream.kind))
-            steps = records * job_config.stream.epochs  # the run ends with its stream
+        stream: Sequence[Record] = ()
+        if path := job_config.stream.path:
+            stream = open_stream(path, job_config.stream.kind)
+            steps = len(stream) * job_config.stream.epochs  # the run ends with its stream
             job_config.training.steps = min(job_config.training.steps, steps)
         # torchtitan looks the parts up by the model's name; each run registers its own.
         name = f"{job_config.model.name}-{uuid.uuid4()}"
-        register_train_spec(name, build_train_spec(job_config))
+        register_train_spec(name, build_train_spec(job_config, stream))
         self.folder = Path(job_config.job.dump_folder)
         make_folder(self.folder)
         # torchtitan's own checkpoints, TensorBoard and validation are replaced by ours, and a
@@ -94,12 +98,20 @@ class Trainer(torchtitan.train.Trainer):
         self.accesses = [
             AccessCounter(_num_local_rows(table), self.device) for table in model.value_tables()
         ]
+        replicas = self.parallel_dims.get_optional_mesh("dp_replicate")
+        self.replicate_group = replicas.get_group() if replicas is not None else None
         self.sparse_memory = self._build_sparse_memory()
+        states: dict[str, Stateful] = {"trainer": self, "data": self.dataloader}
+        self.patch: RunPatch | None = None
+        if self.sparse_memory is not None:
+            optimizers = self.sparse_memory.optimizers
+            self.patch = RunPatch(model, optimizers, self.folder, self.replicate_group)
+            states["patch"] = self.patch
         self.checkpoints = Checkpointer(
             self.folder / job_config.checkpoint.folder,
             model,
             self.optimizers,
-            {"trainer": self, "data": self.dataloader},
+            states,
             identity=self._identity(),
             keep=job_config.checkpoint.keep_latest_k,
             rank_files=self.sparse_memory,
@@ -115,12 +127,11 @@ class Trainer(torchtitan.train.Trainer):
         config = self.job_config
         if config.finetune.method != "sparse_memory":
             return None
-        replicas = self.parallel_dims.get_optional_mesh("dp_replicate")
         return SparseMemory(
             self.model,
             self.optimizers.optimizers,
             config,
-            replicas.get_group() if replicas is not None else None,
+            self.replicate_group,
             self.loss_fn,
             lambda: self.maybe_enable_amp,
             self.folder,
@@ -151,15 +162,19 @@ class Trainer(torchtitan.train.Trainer):
         )
         if dist.get_rank() == 0:
             save_resolved(config, self.folder / "config.toml")
-        if self.step >= config.training.steps:
-            logger.info("Nothing to do: step %d of %d", self.step, config.training.steps)
-            return True
         self.stop = StopRequest()
         try:
-            with maybe_enable_profiling(
-                config.profiling, global_step=self.step, base_folder=str(self.folder)
-            ) as profiler:
-                return self._loop(profiler)
+            if self.step >= config.training.steps:
+                logger.info("Nothing to do: step %d of %d", self.step, config.training.steps)
+                done = True
+            else:
+                with maybe_enable_profiling(
+                    config.profiling, global_step=self.step, base_folder=str(self.folder)
+                ) as profiler:
+                    done = self._loop(profiler)
+            if self.patch is not None:  # also if a kill came between last checkpoint and patch
+                self.patch.save(self.step)
+            return done
         finally:
             self.stop.restore()
 
@@ -313,11 +328,7 @@ class Trainer(torchtitan.train.Trainer):
         if not self.accesses:
             return {}
         counts = torch.cat([counter.counts for counter in self.accesses])
-        replicas = self.parallel_dims.get_optional_mesh("dp_replicate")
-        groups = (
-            next(self.model.value_tables()).group,
-            replicas.get_group() if replicas is not None else None,
-        )
+        groups = next(self.model.value_tables()).group, self.replicate_group
         for counter in self.accesses:
             counter.reset()
         return {
@@ -341,8 +352,12 @@ class Trainer(torchtitan.train.Trainer):
             path = find_checkpoint(Path(config.initial_load_path))
             self.checkpoints.load_weights(path)
             logger.info("Weights from %s", path)
+            if config.initial_patches:
+                apply_patches(self.model, config.initial_patches)
         else:
             logger.info("Random initial weights, seed %d", self.model_args.seed)
+        if self.patch is not None:
+            self.patch.begin()
 
     def _check_load_step(self, step: int, latest: int | None) -> None:
         if not self.job_config.checkpoint.enable:
@@ -362,7 +377,10 @@ class Trainer(torchtitan.train.Trainer):
         tokenizer = {"name": self.tokenizer.name, "fingerprint": self.tokenizer.fingerprint}
         return {
             "weights": {"model": weights, "tokenizer": tokenizer},
-            "training": {"dtype": self.job_config.training.dtype},
+            "training": {
+                "dtype": self.job_config.training.dtype,
+                "method": self.job_config.finetune.method,
+            },
         }
 
     def _print_sizes(self) -> None:

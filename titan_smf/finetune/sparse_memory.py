@@ -24,6 +24,7 @@ from torch import Tensor
 
 from titan_smf.config import JobConfig
 from titan_smf.data.loader import IGNORE_INDEX
+from titan_smf.errors import CheckpointError
 from titan_smf.model.llama import Addressed, MemoryLlama
 from titan_smf.model.value_table import SelectedRows, ValueTable
 from titan_smf.sparse.accesses import OwnedSlots, sum_over_replicas, touched_slots
@@ -57,12 +58,18 @@ def freeze(model: MemoryLlama) -> None:
 
 
 def row_optimizers(model: MemoryLlama, config: JobConfig) -> list[RowOptimizer]:
-    """One for each table: `optimizer.name` with the rate and decay of `[memory]`."""
+    """One for each table: `optimizer.name` with the rate and decay of `[memory]`.
+
+    They keep the base values of the rows they change, for the run's patch.
+    """
     settings, rate = config.optimizer, config.memory.value_lr
     decay, betas = config.memory.value_weight_decay, (settings.beta1, settings.beta2)
     if settings.name == "SGD":
-        return [RowSGD(table, rate, decay) for table in model.value_tables()]
-    return [RowAdamW(table, rate, betas, settings.eps, decay) for table in model.value_tables()]
+        return [RowSGD(table, rate, decay, keep_base=True) for table in model.value_tables()]
+    return [
+        RowAdamW(table, rate, betas, settings.eps, decay, keep_base=True)
+        for table in model.value_tables()
+    ]
 
 
 class SparseMemory:
@@ -138,10 +145,20 @@ class SparseMemory:
             safetensors.torch.save_file(optimizer.state_tensors(), path)
 
     def load_files(self, folder: Path) -> None:
-        """Take the state of the rows this rank owns from the files of all ranks."""
+        """Take the state of the rows this rank owns from the files of all ranks.
+
+        Raises:
+            CheckpointError: it is the state of another kind of optimizer.
+        """
         for table, optimizer in enumerate(self.optimizers):
             files = sorted(folder.glob(f"rows-{table}-*{ROWS_SUFFIX}"))
-            optimizer.load_state_tensors(map(safetensors.torch.load_file, files))
+            try:
+                optimizer.load_state_tensors(map(safetensors.torch.load_file, files))
+            except ValueError as error:
+                raise CheckpointError(
+                    f"{folder}: {error}; go on with the optimizer.name of that run, or start a new "
+                    "one from its weights by checkpoint.initial_load_path"
+                ) from None
 
     @torch.no_grad()
     def _find_accesses(self, batches: Sequence[MicroBatch]) -> tuple[list[Addressed], list[Tensor]]:
@@ -200,11 +217,20 @@ class SparseMemory:
                 file.write(json.dumps(line) + "\n")
         values = {
             "sparse/rows_updated": float(len(selection.ids)),
+            "sparse/distinct_rows": float(self._distinct_rows()),
             "sparse/selected_access_share": selected_access_share(selection),
         }
         if previous is not None:
             values["sparse/overlap"] = overlap(selection, previous)
         return values
+
+    def _distinct_rows(self) -> int:
+        """The rows of all tables and ranks that were ever updated, each once."""
+        rows = sum(len(optimizer.store) for optimizer in self.optimizers)
+        everywhere = torch.tensor(rows, device=self.tables[0].local_values().device)
+        if self.shard_group is not None:
+            dist.all_reduce(everywhere, group=self.shard_group)
+        return int(everywhere.item())
 
 
 def owned_slots(model: MemoryLlama) -> OwnedSlots:

@@ -21,8 +21,16 @@ def apply_to_model(model: nn.Module, patch: Patch) -> None:
     Raises:
         PatchError: it is not; on every rank.
     """
-    check_base(model_fingerprint(model), patch, "this model")
     tables = value_tables(model)
+    here = [(table.num_slots, table.v_dim, table.values.dtype) for table in tables]
+    about = patch.metadata
+    there = [(about.slots, about.v_dim, about.torch_dtype)] * about.tables
+    if here != there:
+        raise PatchError(
+            "the patch is of another model: slots, v_dim and type of its value tables are "
+            f"{there}, of this model's {here}"
+        )
+    check_base(model_fingerprint(model), patch, "this model")
     problem = ""
     rows_here = []
     for index, table in enumerate(tables):
@@ -53,9 +61,9 @@ def patch_of_model(
 
     Args:
         changed: for each table global row ids (S,) of this rank, ascending, and the base's values
-            of them (S, V): what a `RowOptimizer` with `keep_base` has.
+            of them (S, V): `RowOptimizer.base_rows`.
         base: fingerprint of the base.
-        lineage: what led from the weights without a lineage to here, oldest first.
+        lineage: the runs that led from the base to here, oldest first.
     """
     tables = value_tables(model)
     num_slots, group = tables[0].num_slots, tables[0].group

@@ -75,6 +75,11 @@ class RowOptimizer(Optimizer):
         fields = {name: self.store.in_order(name) for name in self.fields}
         return {"rows": self.store.rows() + self.table.row_range[0], **fields}
 
+    def base_rows(self) -> tuple[Tensor, Tensor]:
+        """Returns the ids of `state_tensors`, (C,), and the rows' values from before their first
+        change, (C, V). Needs `keep_base`."""
+        return self.store.rows() + self.table.row_range[0], self.store.in_order("base")
+
     def load_state_tensors(self, parts: Iterable[dict[str, Tensor]]) -> None:
         """Replaces the state by that of a run on any number of ranks.
 
