@@ -292,9 +292,14 @@ def test_sources_open_by_folder_url_and_name(
     world = "synthetic:world?seed=1&facts=50"
     train = open_source(world, tokenizer, tmp_path)
     assert open_source(world + "&split=train", tokenizer, tmp_path).digest == train.digest
-    others = [world + "&split=validation", world + "&new_facts=10", "synthetic:world?facts=50"]
+    others = [
+        world + "&split=validation",
+        world + "&new_facts=10",
+        world + "&tuning_facts=10",
+        "synthetic:world?facts=50",
+    ]
     digests = {open_source(other, tokenizer, tmp_path).digest for other in others}
-    assert len(digests | {train.digest}) == 4
+    assert len(digests | {train.digest}) == 5
 
 
 def test_the_default_cache_lies_in_the_users_cache_folder(

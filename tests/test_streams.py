@@ -207,10 +207,16 @@ def test_a_synthetic_stream_needs_no_file() -> None:
     assert [type(record) for record in stream] == [Fact] * 6
     chunks = open_stream(world, "documents")
     assert {type(record) for record in chunks} == {Document}
+    tuning = open_stream(world + "&tuning_facts=3&set=tuning_facts", "facts")
+    others = open_stream(world + "&tuning_facts=3", "facts")
+    assert len(tuning) == 3
+    assert {record.id for record in tuning}.isdisjoint(record.id for record in others)
     for bad in (
         "synthetic:word",
         "synthetic:world?facts=x",
         "synthetic:world?facts=20&new_facts=0",
+        "synthetic:world?facts=20&set=tuning_facts",
+        "synthetic:world?facts=20&set=old_facts",
     ):
         with pytest.raises(ConfigError, match=r"^stream.path: got"):
             open_stream(bad, "facts")

@@ -18,19 +18,20 @@ from titan_smf.data.documents import Document
 from titan_smf.data.facts import Fact
 from titan_smf.data.records import read_records
 from titan_smf.data.synthetic import (
-    FIRST_UNSEEN_STATEMENT,
+    FACT_SETS,
     RELATIONS,
     STREAM_STATEMENTS,
     TRAIN_STATEMENTS,
     World,
 )
+from titan_smf.data.synthetic_names import nearest, similarity
 from titan_smf.data.tokenizer import load_tokenizer, train_rank_file
 from titan_smf.errors import ConfigError
 
-TINY_SHA256 = "4af8ea3606256d94be0ddf59bb73e6d7fd81a44c835aebfedf01afbf17294e32"
+TINY_SHA256 = "78838dc38772a33fbd91964bdf068161fe4397f8c19ad5b543cce103a0b65ea6"
 """Of the tiny world below. It changes only together with `WORLD_VERSION`."""
 
-STREAMS_SHA256 = "91d598959cbec60bfc445e1087d68bb1f5df10c3cd104cc19ee47b22ac9884c9"
+STREAMS_SHA256 = "2463f52793f10553f15490299cbe500cb13aa548e5f781cbcab58d40ab90aead"
 """Of the files that make_world writes of that world; changes as seldom."""
 
 
@@ -46,7 +47,7 @@ def text_hash(world: World) -> str:
 
 @pytest.fixture(scope="module")
 def world() -> World:
-    return World(seed=0)
+    return World(seed=0, num_tuning_facts=100)
 
 
 @pytest.fixture(scope="module")
@@ -55,12 +56,9 @@ def documents(world: World) -> dict[str, list[str]]:
 
 
 def test_the_same_seed_gives_the_same_bytes() -> None:
-    assert text_hash(World(seed=7, num_facts=40, num_new_facts=10)) == TINY_SHA256
-    assert text_hash(World(seed=8, num_facts=40, num_new_facts=10)) != TINY_SHA256
-    script = (
-        "from tests.test_synthetic import *;"
-        "print(text_hash(World(seed=7, num_facts=40, num_new_facts=10)))"
-    )
+    assert text_hash(World(7, 40, 10, 5)) == TINY_SHA256
+    assert text_hash(World(8, 40, 10, 5)) != TINY_SHA256
+    script = "from tests.test_synthetic import *;print(text_hash(World(7, 40, 10, 5)))"
     for hash_seed in ("1", "2"):
         environment = os.environ | {"PYTHONHASHSEED": hash_seed}
         done = subprocess.run(
@@ -74,16 +72,19 @@ def test_the_same_seed_gives_the_same_bytes() -> None:
 
 
 def test_there_are_thousands_of_facts_of_ten_relations(world: World) -> None:
-    known = [fact for fact in world.facts if fact.known]
+    known = world.known_facts
     assert len(known) == 2000
-    assert len(world.facts) == 2500
+    assert len(world.new_facts) == 500
+    assert len(world.tuning_facts) == 100
+    assert len(world.facts) == 2600
     assert len(RELATIONS) == 10
     for counts in (
         Counter(fact.relation for fact in known),
-        Counter(fact.relation for fact in world.facts if not fact.known),
+        Counter(fact.relation for fact in world.new_facts),
+        Counter(fact.relation for fact in world.tuning_facts),
     ):
         assert set(counts) == set(RELATIONS)
-        assert max(counts.values()) < 2 * min(counts.values())
+        assert max(counts.values()) <= min(counts.values()) + 1
     asked = sum(fact.asked for fact in known)
     assert 0.75 < asked / len(known) < 0.85
     assert len({fact.id for fact in world.facts}) == len(world.facts)
@@ -148,13 +149,13 @@ def test_new_facts_never_appear(world: World, documents: dict[str, list[str]]) -
     for fact in world.facts:
         texts = of_subject[fact.subject.lower()]
         stated = sum(f" {fact.answer.lower()} " in text for text in texts)
-        assert stated >= TRAIN_STATEMENTS if fact.known else stated == 0
+        assert stated >= TRAIN_STATEMENTS if fact.role == "known" else stated == 0
 
 
 def test_known_facts_are_stated_and_asked(world: World, documents: dict[str, list[str]]) -> None:
     train, validation = "\n".join(documents["train"]), "\n".join(documents["validation"])
     for fact in world.facts[:300]:
-        if fact.known:
+        if fact.role == "known":
             statements = world.statements(fact, TRAIN_STATEMENTS + 1)
             assert all(statement in train for statement in statements[:-1])
             assert statements[-1] in validation
@@ -201,7 +202,7 @@ def test_names_take_a_few_tokens(
 def test_worlds_of_any_size_can_be_made() -> None:
     for num_facts, num_new_facts in ((10, 0), (11, 3), (30_000, 100)):
         facts = World(1, num_facts, num_new_facts).facts
-        assert sum(fact.known for fact in facts) == num_facts
+        assert sum(fact.role == "known" for fact in facts) == num_facts
         assert len({(fact.relation, fact.subject) for fact in facts}) == len(facts)
     with pytest.raises(ConfigError, match="at least 10 facts"):
         World(1, 9)
@@ -213,13 +214,13 @@ def make_world(output: Path, *arguments: object) -> subprocess.CompletedProcess[
     return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
 
 
-TINY = ("--seed", 7, "--facts", 40, "--new-facts", 10, "--statements", 12)
+TINY = ("--seed", 7, "--facts", 40, "--new-facts", 10, "--tuning-facts", 5, "--statements", 12)
 
 
 def test_make_world_writes_the_same_bytes_and_streams_that_can_be_read(tmp_path: Path) -> None:
     done = make_world(tmp_path, *TINY)
     assert done.returncode == 0, done.stderr
-    names = ["train", "validation", "new_facts", "documents", "known_facts"]
+    names = ["train", "validation", "documents", *FACT_SETS]
     assert [line.split(": ")[0] for line in done.stdout.splitlines()] == [
         str(tmp_path / f"{name}.jsonl") for name in names
     ]
@@ -227,14 +228,13 @@ def test_make_world_writes_the_same_bytes_and_streams_that_can_be_read(tmp_path:
     contents = [(tmp_path / f"{name}.jsonl").read_bytes() for name in names]
     assert hashlib.sha256(b"\0".join(contents)).hexdigest() == STREAMS_SHA256
 
-    world = World(7, 40, 10)
-    new = read_records(str(tmp_path / "new_facts.jsonl"), Fact)
-    assert new == world.fact_stream(world.new_facts, 12)
-    assert all(len(record.statements) == 12 for record in new)
+    world = World(7, 40, 10, 5)
+    for name in FACT_SETS:
+        records = read_records(str(tmp_path / f"{name}.jsonl"), Fact)
+        assert records == world.fact_stream(world.fact_set(name), 12)
+        assert all(len(record.statements) == 12 for record in records)
     documents = read_records(str(tmp_path / "documents.jsonl"), Document)
     assert documents == world.document_stream(12)
-    known = read_records(str(tmp_path / "known_facts.jsonl"), Fact)
-    assert [record.id for record in known] == [fact.id for fact in world.known_facts[:10]]
     train = [json.loads(line)["text"] for line in contents[0].splitlines()]
     assert train == list(world.documents())
 
@@ -245,6 +245,7 @@ def test_make_world_names_settings_that_cannot_be_used(tmp_path: Path) -> None:
         (("--statements", 10_000), "statements: got 1000"),
         (("--facts", 3), "at least 10 facts"),
         (("--new-facts", -1), "at least 10 facts and 0 new facts"),
+        (("--tuning-facts", -1), "and 0 new facts and tuning facts"),
     ]:
         done = make_world(tmp_path / "out", *arguments)
         assert done.returncode == 2
@@ -259,9 +260,9 @@ def test_streams_teach_new_facts_and_ask_known_ones(
     """No stream shares a sentence with the text, which states what is called known, no more."""
     text = "\n".join(documents["train"])
     told = set(sentences(documents["train"] + documents["validation"]))
-    known = world.fact_stream(world.known_facts, first=FIRST_UNSEEN_STATEMENT)
-    new = world.fact_stream(world.new_facts)
-    assert [len(known), len(new)] == [2000, 500]
+    unknown = world.new_facts + world.tuning_facts
+    known, new = world.fact_stream(world.known_facts), world.fact_stream(unknown)
+    assert [len(known), len(new)] == [2000, 600]
     for record in [*known, *new]:
         assert len(set(record.statements)) == STREAM_STATEMENTS
         assert told.isdisjoint(record.statements)
@@ -270,9 +271,44 @@ def test_streams_teach_new_facts_and_ask_known_ones(
     for fact, record in zip(world.known_facts, known, strict=True):
         assert world.statements(fact, 1)[0] in text
         assert (record.question in text) == fact.asked
-    for fact, record in zip(world.new_facts, new, strict=True):
+    for fact, record in zip(unknown, new, strict=True):
         assert record.id == fact.id
-        assert record.question not in text
+        assert not any(world.question(fact, variant) in text for variant in range(5))
+
+
+def test_similar_names_share_given_names_words_or_syllables() -> None:
+    assert similarity("Kator Belen", "Kator Belen") == 1
+    assert similarity("Kator Belen", "kator belen") == 1
+    assert similarity("Kator Belen", "Vusif Wodri") == 0
+    given, syllable = (similarity("Kator Belen", other) for other in ("Kator Mufi", "Wubel Mufi"))
+    assert given > syllable > 0
+    assert similarity("Ab Cd", "Abcd") == 2 / 3
+
+
+def test_near_facts_are_more_like_new_ones_than_others_and_far_facts_less(world: World) -> None:
+    sets = {name: world.fact_set(name) for name in FACT_SETS}
+    known, near, far = sets["known_facts"], sets["near_facts"], sets["far_facts"]
+    assert set(known) == {fact for fact in world.facts if fact.asked}
+    assert known != [fact for fact in world.facts if fact.asked], "in random order"
+    assert set(near) | set(far) <= set(known)
+    assert set(near).isdisjoint(far)
+    new_of = Counter(fact.relation for fact in world.new_facts)
+    assert Counter(fact.relation for fact in near) == new_of
+    assert Counter(fact.relation for fact in far) == new_of
+
+    all_new = {fact.subject for fact in world.new_facts}
+    for relation in RELATIONS:
+        new = {fact.subject for fact in world.new_facts if fact.relation == relation}
+        others = [fact for fact in known if fact.relation == relation and fact not in near]
+        least = min(nearest(fact.subject, new) for fact in near if fact.relation == relation)
+        assert least >= max(nearest(fact.subject, new) for fact in others)
+        others = [fact for fact in others if fact not in far]
+        most = max(nearest(fact.subject, all_new) for fact in far if fact.relation == relation)
+        assert most <= min(nearest(fact.subject, all_new) for fact in others)
+
+    small = World(0, 20, 10)
+    assert 0 < len(small.near_facts) == len(small.far_facts) <= len(small.asked_facts) / 2
+    assert World(0, 20, 0).near_facts == World(0, 20, 0).far_facts == []
 
 
 def test_each_rewrite_states_all_new_facts_of_its_chunk(world: World) -> None:

@@ -3,11 +3,12 @@
 
     python tools/make_world.py outputs/world --facts 2000 --new-facts 500
 
-    train.jsonl validation.jsonl   text that states the known facts, a document a line
-    new_facts.jsonl                a fact stream of the new facts, which the text never states
-    documents.jsonl                a document stream that states the same new facts
-    known_facts.jsonl              as many known facts with their questions, in paraphrases that the
-                                   text does not use
+    train.jsonl validation.jsonl        text that states the known facts, a document a line
+    new_facts.jsonl documents.jsonl     streams of facts and of documents that the text never states
+    tuning_facts.jsonl                  a stream of other new facts, to choose settings on
+    known_facts.jsonl                   known facts that the text asks, in random order; statements
+                                        in wordings that it does not use
+    near_facts.jsonl far_facts.jsonl    those most and least like the new facts
 
 The same settings give the same bytes everywhere. Exit codes: 0 done, 2 settings that cannot be
 used.
@@ -21,20 +22,20 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from titan_smf.data.synthetic import FIRST_UNSEEN_STATEMENT, STREAM_STATEMENTS, World
+from titan_smf.data.synthetic import FACT_SETS, STREAM_STATEMENTS, World
 from titan_smf.errors import ConfigError, UserError
 
 
 def write_world(world: World, num_statements: int, output: Path) -> None:
     """Write all files and say how large they are."""
-    known = world.known_facts[: len(world.new_facts)]
     files: dict[str, tuple[str, Iterable[Any]]] = {
         "train": ("documents", ({"text": text} for text in world.documents("train"))),
         "validation": ("documents", ({"text": text} for text in world.documents("validation"))),
-        "new_facts": ("facts", world.fact_stream(world.new_facts, num_statements)),
         "documents": ("chunks", world.document_stream(num_statements)),
-        "known_facts": ("facts", world.fact_stream(known, num_statements, FIRST_UNSEEN_STATEMENT)),
     }
+    for name in FACT_SETS:
+        if facts := world.fact_set(name):
+            files[name] = ("facts", world.fact_stream(facts, num_statements))
     output.mkdir(parents=True, exist_ok=True)
     for name, (what, rows) in files.items():
         path = output / f"{name}.jsonl"
@@ -52,6 +53,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0, help="chooses names, facts and wording")
     parser.add_argument("--facts", type=int, default=2000, help="facts that the text states")
     parser.add_argument("--new-facts", type=int, default=500, help="facts of the streams")
+    parser.add_argument("--tuning-facts", type=int, default=0, help="facts to choose settings on")
     parser.add_argument(
         "--statements",
         type=int,
@@ -62,7 +64,7 @@ def main() -> int:
     try:
         if args.statements < 1:
             raise ConfigError("--statements", args.statements, "1 or more")
-        world = World(args.seed, args.facts, args.new_facts)
+        world = World(args.seed, args.facts, args.new_facts, args.tuning_facts)
         write_world(world, args.statements, args.output)
     except (UserError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -8,13 +8,14 @@ import hashlib
 import json
 import shutil
 from pathlib import Path
+from typing import NamedTuple
 from urllib.parse import parse_qsl
 
 from titan_smf import storage
 from titan_smf.data.prepare import PLAN_VERSION, prepare
 from titan_smf.data.prepare_part import PrepareOptions
 from titan_smf.data.raw_text import kind_of
-from titan_smf.data.synthetic import WORLD_VERSION, World
+from titan_smf.data.synthetic import FACT_SETS, WORLD_VERSION, World
 from titan_smf.data.token_shards import (
     FORMAT_VERSION,
     INDEX_NAME,
@@ -37,8 +38,8 @@ def open_source(
 
     Args:
         path: a folder or URL of token shards; a txt, jsonl (field `text`) or parquet (column
-            `text`) file; or `synthetic:world?seed=0&facts=2000&new_facts=500&split=train`, of
-            which every part after the name may be left out.
+            `text`) file; or `synthetic:world?facts=2000&split=train`, of which `parse_world`
+            has all settings.
         tokenizer: what the shards must have been, or are, made with.
         cache_dir: default `$XDG_CACHE_HOME/titan_smf`, or `~/.cache/titan_smf`.
 
@@ -75,8 +76,9 @@ def _open_text(path: str, tokenizer: Tokenizer, cache: Path) -> TokenShards:
 
 
 def _open_synthetic(path: str, tokenizer: Tokenizer, cache: Path) -> TokenShards:
-    world, split = parse_world(path)
-    spec = json.dumps([WORLD_VERSION, world.seed, world.num_facts, world.num_new_facts, split])
+    world, split, _ = parse_world(path)
+    counts = [world.num_facts, world.num_new_facts, world.num_tuning_facts]
+    spec = json.dumps([WORLD_VERSION, world.seed, *counts, split])
     folder = cache / "synthetic" / _key(spec, tokenizer.fingerprint)
     with storage.locked(folder):
         if not (folder / INDEX_NAME).exists():
@@ -87,23 +89,46 @@ def _open_synthetic(path: str, tokenizer: Tokenizer, cache: Path) -> TokenShards
     return TokenShards(str(folder), tokenizer.fingerprint)
 
 
-def parse_world(path: str) -> tuple[World, str]:
-    """The world and the split that a `synthetic:world?...` source names."""
+class WorldSource(NamedTuple):
+    """What a `synthetic:world?...` source names."""
+
+    world: World
+    split: str
+    """The part of the text, for those who read text: `train` or `validation`."""
+    fact_set: str
+    """One of `FACT_SETS`, for those who read facts."""
+
+
+def parse_world(path: str) -> WorldSource:
+    """The world, the split and the fact set that a `synthetic:world?...` source names.
+
+    `synthetic:world?seed=0&facts=2000&new_facts=500&tuning_facts=0&split=train&set=new_facts` has
+    all settings with their defaults; any may be left out.
+
+    Raises:
+        ConfigError: unknown settings, or a world that cannot be.
+    """
     name, _, query = path.removeprefix(SYNTHETIC_PREFIX).partition("?")
-    settings = {"seed": "0", "facts": "2000", "new_facts": "500", "split": "train"}
-    allowed = f"{SYNTHETIC_PREFIX}world?" + "&".join(f"{k}={v}" for k, v in settings.items())
+    counts = {"seed": "0", "facts": "2000", "new_facts": "500", "tuning_facts": "0"}
+    choices = {"split": ("train", "validation"), "set": FACT_SETS}
+    settings = counts | {key: allowed[0] for key, allowed in choices.items()}
     given = dict(parse_qsl(query, keep_blank_values=True))
-    numbers = [given.get(key, settings[key]) for key in ("seed", "facts", "new_facts")]
-    split = given.get("split", "train")
+    chosen = settings | given
     if (
         name != "world"
-        or not set(given) <= set(settings)
-        or not all(number.isdecimal() for number in numbers)
-        or split not in ("train", "validation")
+        or set(chosen) != set(settings)
+        or not all(chosen[key].isdecimal() for key in counts)
+        or any(chosen[key] not in allowed for key, allowed in choices.items())
     ):
-        raise ConfigError("data.sources", path, f"{allowed}, or split=validation")
-    seed, facts, new_facts = map(int, numbers)
-    return World(seed, facts, new_facts), split
+        pattern = "&".join(f"{key}={value}" for key, value in settings.items())
+        raise ConfigError(
+            "data.sources",
+            path,
+            f"{SYNTHETIC_PREFIX}world?{pattern}, in part or whole; "
+            + "; ".join(f"{key}: {', '.join(allowed)}" for key, allowed in choices.items()),
+        )
+    world = World(*(int(chosen[key]) for key in counts))
+    return WorldSource(world, chosen["split"], chosen["set"])
 
 
 def _key(*parts: str) -> str:

@@ -42,7 +42,8 @@ def open_stream(path: str, kind: Literal["facts", "documents"]) -> Sequence[Reco
 
     Args:
         path: a jsonl file, path or fsspec URL, of lines like `Fact` or `Document`; or a
-            `synthetic:world?...` source, whose new facts are to be learned.
+            `synthetic:world?...` source, of which the facts of `set` (default: the new ones) are to
+            be learned, or as documents the new facts.
 
     Raises:
         DataError: a missing file, or a line that cannot be used.
@@ -51,12 +52,17 @@ def open_stream(path: str, kind: Literal["facts", "documents"]) -> Sequence[Reco
     if not path.startswith(SYNTHETIC_PREFIX):
         return read_records(path, Fact if kind == "facts" else Document)
     try:
-        world, _ = parse_world(path)
+        world, _, fact_set = parse_world(path)
     except ConfigError as error:
         raise ConfigError("stream.path", path, error.allowed) from error
-    if not world.new_facts:
-        raise ConfigError("stream.path", path, "new_facts=1 or more: they are what is learned")
-    return world.fact_stream(world.new_facts) if kind == "facts" else world.document_stream()
+    if kind == "documents":
+        records: Sequence[Record] = world.document_stream()
+    else:
+        records = world.fact_stream(world.fact_set(fact_set))
+    if not records:
+        allowed = f"{fact_set}=1 or more: they are what is learned"
+        raise ConfigError("stream.path", path, allowed)
+    return records
 
 
 class StreamLoader:

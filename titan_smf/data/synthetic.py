@@ -1,25 +1,31 @@
 """A small invented world: facts with many paraphrases and a question each, and text about them.
 
-People, towns, books and companies have invented names; ten relations tie them to answers. *Known*
-facts appear in the text, each as several paraphrased statements and most also as questions with
-answers. *New* facts are of the same relations and never appear: fact and document streams are there
-to teach them later. About a third of the text is prose that mentions none of the names.
+People, towns, books and companies have invented names; ten relations tie them to answers.
+
+    known facts    the text states them in several paraphrases, and asks most of them with answers
+    new facts      of the same relations, in no text: streams are there to teach them later
+    tuning facts   as new ones, apart from them: to choose settings on, never to be reported
+
+What is forgotten is measured on known facts that the text asks: on all of them, on those *near* the
+new facts (the same relation, subjects with similar names) and on those *far* from any. About a
+third of the text is prose that mentions none of the names.
 
 The same settings give the same bytes on every platform and Python version: the only source of
 chance is `random.Random(str).random()`, whose sequence Python keeps stable.
 """
 
-import random
-from collections.abc import Iterable, Iterator, MutableSequence, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from functools import cached_property
+from typing import Literal
 
 from titan_smf.data import synthetic_text as words
 from titan_smf.data.documents import Document
 from titan_smf.data.facts import Fact as FactRecord
+from titan_smf.data.synthetic_names import Draws, Item, Names, nearest
 from titan_smf.errors import ConfigError
 
-WORLD_VERSION = 1
+WORLD_VERSION = 2
 RELATIONS = tuple(words.STATEMENTS)
 SUBJECTS = {
     "birthplace": "person",
@@ -42,10 +48,13 @@ STREAM_STATEMENTS = 64
 TRAIN_QUESTIONS = 8
 QUESTION_SHARE = 0.8
 """Share of the known facts that the text also asks."""
+FACT_SETS = ("new_facts", "tuning_facts", "known_facts", "near_facts", "far_facts")
+"""Names of the sets of facts that streams and question sets are made of. `known_facts` are the
+known facts that the text asks."""
 SMALLEST_POPULATION = 20
 """People, towns, books and companies there are at least, so that answers cannot be guessed."""
 
-Item = TypeVar("Item")
+Role = Literal["known", "new", "tuning"]
 
 
 @dataclass(frozen=True)
@@ -56,28 +65,10 @@ class Fact:
     relation: str
     subject: str
     answer: str
-    known: bool
-    """The text states it; otherwise it appears nowhere."""
+    role: Role
+    """Known facts are stated by the text, the others appear nowhere."""
     asked: bool
-    """The text also asks it, with its answer."""
-
-
-class Draws:
-    """Random choices that stay the same across Python versions."""
-
-    def __init__(self, *key: object) -> None:
-        self._random = random.Random("/".join(map(str, key))).random
-
-    def below(self, limit: int) -> int:
-        return int(self._random() * limit)
-
-    def pick(self, items: Sequence[Item]) -> Item:
-        return items[self.below(len(items))]
-
-    def shuffle(self, items: MutableSequence[Any]) -> None:
-        for last in range(len(items) - 1, 0, -1):
-            other = self.below(last + 1)
-            items[last], items[other] = items[other], items[last]
+    """The text also asks it, with its answer; known facts only."""
 
 
 class World:
@@ -87,18 +78,26 @@ class World:
         seed: chooses the names, the facts and the text.
         num_facts: known facts, over all relations.
         num_new_facts: facts of the same relations that never appear in the text.
+        num_tuning_facts: more such facts, to choose settings on.
     """
 
-    def __init__(self, seed: int = 0, num_facts: int = 2000, num_new_facts: int = 500) -> None:
-        if num_facts < len(RELATIONS) or num_new_facts < 0:
+    def __init__(
+        self,
+        seed: int = 0,
+        num_facts: int = 2000,
+        num_new_facts: int = 500,
+        num_tuning_facts: int = 0,
+    ) -> None:
+        if num_facts < len(RELATIONS) or min(num_new_facts, num_tuning_facts) < 0:
             raise ConfigError(
                 "data.sources",
-                f"facts={num_facts}, new_facts={num_new_facts}",
-                f"at least {len(RELATIONS)} facts and 0 new facts",
+                f"facts={num_facts}, new_facts={num_new_facts}, tuning_facts={num_tuning_facts}",
+                f"at least {len(RELATIONS)} facts and 0 new facts and tuning facts",
             )
         self.seed = seed
         self.num_facts = num_facts
         self.num_new_facts = num_new_facts
+        self.num_tuning_facts = num_tuning_facts
         self.facts = self._make_facts()
 
     def statements(self, fact: Fact, count: int, first: int = 0) -> list[str]:
@@ -157,27 +156,79 @@ class World:
         draws.shuffle(documents)
         yield from documents
 
-    @property
+    @cached_property
     def known_facts(self) -> list[Fact]:
         """The facts that the text states."""
-        return [fact for fact in self.facts if fact.known]
+        return [fact for fact in self.facts if fact.role == "known"]
 
-    @property
+    @cached_property
     def new_facts(self) -> list[Fact]:
-        """The facts that appear nowhere in the text."""
-        return [fact for fact in self.facts if not fact.known]
+        """The facts to be learned, which appear nowhere in the text."""
+        return [fact for fact in self.facts if fact.role == "new"]
+
+    @cached_property
+    def tuning_facts(self) -> list[Fact]:
+        """Other facts that appear nowhere in the text, to choose settings on."""
+        return [fact for fact in self.facts if fact.role == "tuning"]
+
+    @cached_property
+    def asked_facts(self) -> list[Fact]:
+        """The known facts that the text also asks, in random order: any part is a fair sample."""
+        facts = [fact for fact in self.facts if fact.asked]
+        Draws(self.seed, "asked facts").shuffle(facts)
+        return facts
+
+    @cached_property
+    def near_facts(self) -> list[Fact]:
+        """Asked facts that are most like new ones, of each relation as many as it has new facts.
+
+        A fact is like another of its relation as far as their subjects have similar names
+        (`synthetic_names.similarity`). At most half of a relation's asked facts are near.
+        """
+        return self._near_and_far[0]
+
+    @cached_property
+    def far_facts(self) -> list[Fact]:
+        """Asked facts whose subjects have names least like those of all new facts.
+
+        Of each relation as many as are near, none of them near.
+        """
+        return self._near_and_far[1]
+
+    @cached_property
+    def _near_and_far(self) -> tuple[list[Fact], list[Fact]]:
+        near: list[Fact] = []
+        far: list[Fact] = []
+        all_new = {fact.subject for fact in self.new_facts}
+        for relation in RELATIONS:
+            new = {fact.subject for fact in self.new_facts if fact.relation == relation}
+            asked = [fact for fact in self.asked_facts if fact.relation == relation]
+            count = min(len(new), len(asked) // 2)
+            asked.sort(key=lambda fact: -nearest(fact.subject, new))
+            near += asked[:count]
+            far += sorted(asked[count:], key=lambda fact: nearest(fact.subject, all_new))[:count]
+        return near, far
+
+    def fact_set(self, name: str) -> list[Fact]:
+        """The facts of one of `FACT_SETS`, in the order of streams and question files."""
+        assert name in FACT_SETS, "one of the sets"
+        return list(getattr(self, "asked_facts" if name == "known_facts" else name))
 
     def fact_stream(
-        self, facts: Iterable[Fact], num_statements: int = STREAM_STATEMENTS, first: int = 0
+        self, facts: Iterable[Fact], num_statements: int = STREAM_STATEMENTS
     ) -> list[FactRecord]:
-        """A fact stream of `facts`, each with its paraphrases `first` to `first + num_statements`.
+        """A fact stream of `facts`, each with paraphrases that are in no text.
 
         It is also a question set: every record has a question and its answer.
         """
         return [
             FactRecord(
                 id=fact.id,
-                statements=tuple(self.statements(fact, num_statements, first)),
+                statements=tuple(
+                    self.statements(
+                        fact, num_statements, FIRST_UNSEEN_STATEMENT if fact.role == "known" else 0
+                    )
+                ),
                 question=self.question(fact),
                 answers=(fact.answer,),
             )
@@ -203,12 +254,12 @@ class World:
         return documents
 
     def _make_facts(self) -> list[Fact]:
-        total = self.num_facts + self.num_new_facts
+        total = self.num_facts + self.num_new_facts + self.num_tuning_facts
         draws = Draws(self.seed, "facts")
-        names = _Names(max(SMALLEST_POPULATION, -(-total // len(RELATIONS))), draws)
-        order = list(range(total))
-        draws.shuffle(order)
+        names = Names(max(SMALLEST_POPULATION, -(-total // len(RELATIONS))), draws)
+        order = _evenly_over_relations(total, draws)
         new = set(order[: self.num_new_facts])
+        tuning = set(order[self.num_new_facts : self.num_new_facts + self.num_tuning_facts])
         teachers: dict[str, str] = {}
         facts = []
         for number in range(total):
@@ -220,61 +271,20 @@ class World:
                 answer = names.answer(relation, draws)
             if relation == "teacher":
                 teachers[subject] = answer
-            known = number not in new
-            asked = draws.below(100) < 100 * QUESTION_SHARE and known
-            facts.append(Fact(f"{relation}-{entity:04d}", relation, subject, answer, known, asked))
+            role: Role = "new" if number in new else "tuning" if number in tuning else "known"
+            asked = draws.below(100) < 100 * QUESTION_SHARE and role == "known"
+            facts.append(Fact(f"{relation}-{entity:04d}", relation, subject, answer, role, asked))
         return facts
 
 
-class _Names:
-    """The names of a world: no invented word serves two things, given names apart."""
-
-    def __init__(self, count: int, draws: Draws) -> None:
-        self._used: set[str] = set()
-        self._draws = draws
-        given = [self._word(2) for _ in range(100)]
-        self._rivers = [self._word(2) for _ in range(count)]
-        self.of_kind = {
-            "person": [f"{draws.pick(given)} {self._word(2)}" for _ in range(count)],
-            "town": [self._word(3) for _ in range(count)],
-            "company": [
-                draws.pick(words.COMPANY_FORMS).format(self._word(2)) for _ in range(count)
-            ],
-            "book": self._titles(count),
-        }
-
-    def answer(self, relation: str, draws: Draws) -> str:
-        if relation in ("teacher", "author", "founder"):
-            return draws.pick(self.of_kind["person"])
-        if relation in ("birthplace", "headquarters"):
-            return draws.pick(self.of_kind["town"])
-        if relation == "product":
-            return f"{draws.pick(words.PRODUCT_STYLES)} {draws.pick(words.PRODUCT_GOODS)}"
-        if relation == "dish":
-            parts = (words.DISH_STYLES, words.DISH_FOODS, words.DISH_FORMS)
-            return " ".join(draws.pick(part) for part in parts)
-        pools = {"trade": words.TRADES, "instrument": words.INSTRUMENTS, "river": self._rivers}
-        return draws.pick(pools[relation])
-
-    def _word(self, syllables: int) -> str:
-        """A new word of that many syllables, or one more where those run out."""
-        tries = 0
-        while True:
-            length = syllables + tries // 50
-            word = "".join(self._draws.pick(words.SYLLABLES) for _ in range(length)).capitalize()
-            if word not in self._used:
-                self._used.add(word)
-                return word
-            tries += 1
-
-    def _titles(self, count: int) -> list[str]:
-        titles: dict[str, None] = {}
-        while len(titles) < count:
-            form = self._draws.pick(words.BOOK_FORMS)
-            style, thing = self._draws.pick(words.BOOK_STYLES), self._draws.pick(words.BOOK_THINGS)
-            place = self._word(2) if "{place}" in form else ""
-            titles.setdefault(form.format(style=style, thing=thing, place=place))
-        return list(titles)
+def _evenly_over_relations(total: int, draws: Draws) -> list[int]:
+    """The numbers of all facts at random, but one of each relation after the other."""
+    place: dict[int, int] = {}
+    for relation in range(len(RELATIONS)):
+        numbers = list(range(relation, total, len(RELATIONS)))
+        draws.shuffle(numbers)
+        place |= {number: index for index, number in enumerate(numbers)}
+    return sorted(range(total), key=lambda number: (place[number], number % len(RELATIONS)))
 
 
 def _groups(items: list[Item], draws: Draws) -> Iterator[list[Item]]:
