@@ -234,10 +234,10 @@ def test_output_may_be_a_url(tmp_path: Path, tokenizer: Tokenizer) -> None:
 
 BAD_LINES: list[tuple[bytes, str]] = [
     (b'{"text": "torn', "is not JSON: "),
-    (b"[1, 2]", "is a list, not an object"),
+    (b"[1, 2]", "is [1, 2], not an object"),
     (b'{"body": "x"}', "has no field 'text', but body"),
-    (b'{"text": 3}', "field 'text' is a number, not text"),
-    (b'{"text": null}', "field 'text' is null, not text"),
+    (b'{"text": 3}', "field 'text' is 3, not a text"),
+    (b'{"text": null}', "field 'text' is null, not a text"),
     (b'{"text": "\xff"}', "is not UTF-8"),
     (b'{"text": "\\ud800"}', "field 'text' holds half of a surrogate pair"),
     (b"[" * 100_000, "is not JSON: "),
@@ -282,7 +282,7 @@ def test_bad_text_and_rows_are_named(tmp_path: Path, tokenizer: Tokenizer) -> No
     write_jsonl(tmp_path / "hub" / "train.jsonl", ["fine", "fine"])
     for number, (path, message) in enumerate([
         ("latin.txt", r"latin.txt:42: is not UTF-8"),
-        ("rows.parquet", r"rows.parquet: row 51: field 'text' is null, not text"),
+        ("rows.parquet", r"rows.parquet: row 51: field 'text' is null, not a text"),
         ("utf8.parquet", r"utf8.parquet: row 2: is not UTF-8"),
     ]):  # fmt: skip
         with pytest.raises(DataError, match=message):

@@ -134,20 +134,27 @@ class TokenLoader:
         Raises:
             CheckpointError: says what differs.
         """
-        saved, here = _what_for(state_dict), _what_for(self.state_dict())
-        differing = [
-            f"{key} is {here.get(key, 'absent')} here and {saved.get(key, 'absent')} in the "
-            "checkpoint"
-            for key in here | saved
-            if here.get(key) != saved.get(key)
-        ]
-        if differing:
-            raise CheckpointError(
-                f"the data position cannot be resumed: {'; '.join(differing)}. Use the settings of "
-                "the checkpoint, or start a new run from its weights by "
-                "checkpoint.initial_load_path"
-            )
+        check_same_position(_what_for(self.state_dict()), _what_for(state_dict), "data")
         self._drawn = [int(source["samples_drawn"]) for source in state_dict["sources"]]
+
+
+def check_same_position(here: dict[str, Any], saved: dict[str, Any], what: str) -> None:
+    """Passes if what two positions are positions in is the same, each given by name and value.
+
+    Raises:
+        CheckpointError: says what differs.
+    """
+    differing = [
+        f"{key} is {here.get(key, 'absent')} here and {saved.get(key, 'absent')} in the checkpoint"
+        for key in here | saved
+        if here.get(key) != saved.get(key)
+    ]
+    if differing:
+        raise CheckpointError(
+            f"the position in the {what} cannot be resumed: {'; '.join(differing)}. Use the {what} "
+            "and settings of the checkpoint, or start a new run from its weights by "
+            "checkpoint.initial_load_path"
+        )
 
 
 def validation_batches(

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import parse_qsl, urlencode
 
-from titan_smf.data.rows import Row, RowError, excerpt, read_rows, text_of, texts_of
+from titan_smf.data.fields import RowError, excerpt, text_of, texts_of
+from titan_smf.data.rows import Row, read_rows
 from titan_smf.data.sources import SYNTHETIC_PREFIX, parse_world
 from titan_smf.errors import ConfigError, DataError
 

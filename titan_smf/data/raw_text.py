@@ -11,12 +11,12 @@ txt and jsonl may be compressed (.gz, .zst). Paths may be globs, folders and fss
 import functools
 import io
 import itertools
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, BinaryIO, NamedTuple
 
 from titan_smf import storage
+from titan_smf.data.fields import RowError, any_text_of, parse_json
 from titan_smf.errors import ConfigError, DataError
 
 HUB_PREFIX = "hf:"
@@ -210,46 +210,19 @@ def _read_jsonl(file: BinaryIO, piece: Piece, options: TextOptions) -> Iterator[
         if not line.strip():
             continue
         try:
-            document = _text_of(_parse_json(line), options.field)
-        except _NoDocumentError as error:
+            document = _text_of(parse_json(line), options.field)
+        except RowError as error:
             yield _rejected_line(piece, number, str(error))
         else:
             yield document
 
 
-class _NoDocumentError(Exception):
-    """Why a line or row is no document."""
-
-
-def _parse_json(line: bytes) -> Any:
-    try:
-        return json.loads(line)
-    except UnicodeDecodeError as error:
-        raise _NoDocumentError(f"is not UTF-8: {error.reason}") from error
-    except (ValueError, RecursionError) as error:
-        raise _NoDocumentError(f"is not JSON: {error}") from error
-
-
-def _text_of(row: Any, field: str) -> str:
+def _text_of(row: dict[str, Any], field: str) -> str:
     """The text of a JSON object or row."""
-    if not isinstance(row, dict):
-        raise _NoDocumentError(f"is {_json_type(row)}, not an object with a field {field!r}")
     if field not in row:
         others = ", ".join(row) or "none"
-        raise _NoDocumentError(f"has no field {field!r}, but {others} (choose by --field)")
-    text = row[field]
-    if not isinstance(text, str):
-        raise _NoDocumentError(f"field {field!r} is {_json_type(text)}, not text")
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise _NoDocumentError(f"field {field!r} holds half of a surrogate pair") from error
-    return text
-
-
-def _json_type(value: Any) -> str:
-    names = {dict: "an object", list: "a list", str: "text", bool: "a boolean", type(None): "null"}
-    return names.get(type(value), "a number")
+        raise RowError(f"has no field {field!r}, but {others} (choose by --field)")
+    return any_text_of(row[field], f"field {field!r}")
 
 
 def _plan_parquet(path: str, options: TextOptions, piece_bytes: int) -> list[Piece]:
@@ -291,7 +264,7 @@ def _read_parquet(piece: Piece, options: TextOptions) -> Iterator[str | Rejected
                     document = _text_of({options.field: value.as_py()}, options.field)
                 except UnicodeDecodeError as error:
                     yield Rejected(f"{piece.path}: row {row}", f"is not UTF-8: {error.reason}")
-                except _NoDocumentError as error:
+                except RowError as error:
                     yield Rejected(f"{piece.path}: row {row}", str(error))
                 else:
                     yield document
@@ -333,7 +306,7 @@ def _read_hub(piece: Piece, options: TextOptions) -> Iterator[str | Rejected]:
         row += 1
         try:
             document = _text_of(value, options.field)
-        except _NoDocumentError as error:
+        except RowError as error:
             yield Rejected(f"{where}, row {row}", str(error))
         else:
             yield document

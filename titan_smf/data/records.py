@@ -6,17 +6,14 @@ have others beside them, which are not read.
 """
 
 import dataclasses
-import json
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from titan_smf import storage
+from titan_smf.data.fields import RowError, parse_json, text_of, texts_of
 from titan_smf.data.raw_text import kind_of
 from titan_smf.errors import DataError
-
-EXCERPT = 40
-"""Characters of a wrong value that a message repeats."""
 
 
 @dataclass(frozen=True)
@@ -57,8 +54,8 @@ def read_records(path: str, record_type: type[AnyRecord]) -> list[AnyRecord]:
         try:
             record = _parse(line, record_type)
             if record.id in line_of_id:
-                raise _NoRecordError(f"has the id {record.id!r} of line {line_of_id[record.id]}")
-        except _NoRecordError as error:
+                raise RowError(f"has the id {record.id!r} of line {line_of_id[record.id]}")
+        except RowError as error:
             raise DataError(
                 f"{path}:{number}: {error}; correct or remove the line: {_form(record_type)}"
             ) from error
@@ -69,47 +66,15 @@ def read_records(path: str, record_type: type[AnyRecord]) -> list[AnyRecord]:
     return records
 
 
-class _NoRecordError(Exception):
-    """Why a line is no record."""
-
-
 def _parse(line: bytes, record_type: type[AnyRecord]) -> AnyRecord:
-    try:
-        row = json.loads(line)
-    except UnicodeDecodeError as error:
-        raise _NoRecordError(f"is not UTF-8: {error.reason}") from error
-    except (ValueError, RecursionError) as error:
-        raise _NoRecordError(f"is not JSON: {error}") from error
-    if not isinstance(row, dict):
-        raise _NoRecordError(f"is {_excerpt(row)}, not an object")
+    row = parse_json(line)
     values: dict[str, Any] = {}
     for field in dataclasses.fields(record_type):
         if field.name not in row:
-            raise _NoRecordError(f"has no {field.name!r}, but {', '.join(row) or 'no key'}")
-        check = _text if field.type is str else _texts
+            raise RowError(f"has no {field.name!r}, but {', '.join(row) or 'no key'}")
+        check = text_of if field.type is str else texts_of
         values[field.name] = check(row[field.name], field.name)
     return record_type(**values)
-
-
-def _text(value: Any, name: str) -> str:
-    if not isinstance(value, str) or not value.strip():
-        raise _NoRecordError(f"{name} is {_excerpt(value)}, not a text")
-    try:
-        value.encode()
-    except UnicodeEncodeError as error:
-        raise _NoRecordError(f"{name} holds half of a surrogate pair") from error
-    return value
-
-
-def _texts(value: Any, name: str) -> tuple[str, ...]:
-    if not isinstance(value, list) or not value:
-        raise _NoRecordError(f"{name} is {_excerpt(value)}, not a list of one text or more")
-    return tuple(_text(text, f"{name}[{index}]") for index, text in enumerate(value))
-
-
-def _excerpt(value: Any) -> str:
-    shown = json.dumps(value)
-    return shown if len(shown) <= EXCERPT else f"{shown[:EXCERPT]}..."
 
 
 def _form(record_type: type[Record]) -> str:

@@ -8,17 +8,14 @@ hf:NAME?config=C&split=S   a dataset of the Hugging Face hub, or a local folder 
 
 import csv
 import io
-import json
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 from urllib.parse import parse_qsl
 
 from titan_smf import storage
+from titan_smf.data.fields import RowError, parse_json
 from titan_smf.data.raw_text import COMPRESSIONS, HUB_PREFIX, TextOptions, kind_of, load_hub
 from titan_smf.errors import ConfigError, DataError
-
-EXCERPT = 40
-"""Characters of a wrong value that a message repeats."""
 
 
 class Row(NamedTuple):
@@ -27,10 +24,6 @@ class Row(NamedTuple):
     where: str
     """The file and line, for messages."""
     values: dict[str, Any]
-
-
-class RowError(Exception):
-    """Why a row cannot be used; the caller adds where it stands and what would do."""
 
 
 def read_rows(path: str) -> Iterator[Row]:
@@ -54,55 +47,6 @@ def read_rows(path: str) -> Iterator[Row]:
         if kind == "txt":
             raise DataError(f"{file}: is text without fields; use jsonl, csv or parquet")
         yield from _read_parquet(file) if kind == "parquet" else _read_jsonl(file, compression)
-
-
-def parse_json(line: bytes) -> dict[str, Any]:
-    """The object on a line of jsonl.
-
-    Raises:
-        RowError: it is none.
-    """
-    try:
-        row = json.loads(line)
-    except UnicodeDecodeError as error:
-        raise RowError(f"is not UTF-8: {error.reason}") from error
-    except (ValueError, RecursionError) as error:
-        raise RowError(f"is not JSON: {error}") from error
-    if not isinstance(row, dict):
-        raise RowError(f"is {excerpt(row)}, not an object")
-    return row
-
-
-def text_of(value: Any, name: str) -> str:
-    """`value` if it is a text that is not blank.
-
-    Raises:
-        RowError: it is not; calls it `name`.
-    """
-    if not isinstance(value, str) or not value.strip():
-        raise RowError(f"{name} is {excerpt(value)}, not a text")
-    try:
-        value.encode()
-    except UnicodeEncodeError as error:
-        raise RowError(f"{name} holds half of a surrogate pair") from error
-    return value
-
-
-def texts_of(value: Any, name: str) -> tuple[str, ...]:
-    """`value` if it is a list of one text or more, none of them blank.
-
-    Raises:
-        RowError: it is not; calls it `name`.
-    """
-    if not isinstance(value, list) or not value:
-        raise RowError(f"{name} is {excerpt(value)}, not a list of one text or more")
-    return tuple(text_of(text, f"{name}[{index}]") for index, text in enumerate(value))
-
-
-def excerpt(value: Any) -> str:
-    """The beginning of a value, as JSON."""
-    shown = json.dumps(value, default=str)
-    return shown if len(shown) <= EXCERPT else f"{shown[:EXCERPT]}..."
 
 
 def _files(path: str) -> list[str]:

@@ -28,11 +28,11 @@ import torch
 
 from titan_smf.data.documents import Document
 from titan_smf.data.facts import Fact
-from titan_smf.data.loader import IGNORE_INDEX, Batch
+from titan_smf.data.loader import IGNORE_INDEX, Batch, check_same_position
 from titan_smf.data.records import Record, read_records
 from titan_smf.data.sources import SYNTHETIC_PREFIX, parse_world
 from titan_smf.data.tokenizer import Tokenizer
-from titan_smf.errors import CheckpointError, ConfigError
+from titan_smf.errors import ConfigError
 
 logger = logging.getLogger("titan_smf")
 
@@ -150,19 +150,11 @@ class StreamLoader:
         Raises:
             CheckpointError: says what differs.
         """
-        here = self.state_dict()
-        differing = [
-            f"{key} is {here.get(key, 'absent')} here and {state_dict.get(key, 'absent')} in the "
-            "checkpoint"
-            for key in here | state_dict
-            if key != "position" and here.get(key) != state_dict.get(key)
-        ]
-        if differing:
-            raise CheckpointError(
-                f"the position in the stream cannot be resumed: {'; '.join(differing)}. Use the "
-                "stream and settings of the checkpoint, or start a new run from its weights by "
-                "checkpoint.initial_load_path"
-            )
+        here, saved = (
+            {key: value for key, value in state.items() if key != "position"}
+            for state in (self.state_dict(), state_dict)
+        )
+        check_same_position(here, saved, "stream")
         self._position = int(state_dict["position"])
 
 

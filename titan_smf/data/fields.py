@@ -1,0 +1,71 @@
+"""Fields of rows that somebody wrote: JSON objects and the texts in them, checked."""
+
+import json
+from typing import Any
+
+EXCERPT = 40
+"""Characters of a wrong value that a message repeats."""
+
+
+class RowError(Exception):
+    """Why a row cannot be used; the caller adds where it stands and what would do."""
+
+
+def parse_json(line: bytes) -> dict[str, Any]:
+    """The object on a line of jsonl.
+
+    Raises:
+        RowError: it is none.
+    """
+    try:
+        row = json.loads(line)
+    except UnicodeDecodeError as error:
+        raise RowError(f"is not UTF-8: {error.reason}") from error
+    except (ValueError, RecursionError) as error:
+        raise RowError(f"is not JSON: {error}") from error
+    if not isinstance(row, dict):
+        raise RowError(f"is {excerpt(row)}, not an object")
+    return row
+
+
+def any_text_of(value: Any, name: str) -> str:
+    """`value` if it is a text, blank or not, that UTF-8 can write.
+
+    Raises:
+        RowError: it is not; calls it `name`.
+    """
+    if not isinstance(value, str):
+        raise RowError(f"{name} is {excerpt(value)}, not a text")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise RowError(f"{name} holds half of a surrogate pair") from error
+    return value
+
+
+def text_of(value: Any, name: str) -> str:
+    """`value` if it is a text that is not blank.
+
+    Raises:
+        RowError: it is not; calls it `name`.
+    """
+    if not any_text_of(value, name).strip():
+        raise RowError(f"{name} is {excerpt(value)}, not a text")
+    return value
+
+
+def texts_of(value: Any, name: str) -> tuple[str, ...]:
+    """`value` if it is a list of one text or more, none of them blank.
+
+    Raises:
+        RowError: it is not; calls it `name`.
+    """
+    if not isinstance(value, list) or not value:
+        raise RowError(f"{name} is {excerpt(value)}, not a list of one text or more")
+    return tuple(text_of(text, f"{name}[{index}]") for index, text in enumerate(value))
+
+
+def excerpt(value: Any) -> str:
+    """The beginning of a value, as JSON."""
+    shown = json.dumps(value, default=str)
+    return shown if len(shown) <= EXCERPT else f"{shown[:EXCERPT]}..."
