@@ -98,7 +98,7 @@ def _world_questions(path: str) -> Iterator[Question]:
     name, _, query = path.partition("?")
     settings = dict(parse_qsl(query, keep_blank_values=True))
     which = settings.pop("questions", "")
-    world, _ = parse_world(f"{name}?{urlencode(settings)}" if settings else name)
+    world, *_ = parse_world(f"{name}?{urlencode(settings)}" if settings else name)
     facts_of = {"known": world.known_facts, "new": world.new_facts}
     if which not in facts_of:
         allowed = " or ".join(f"questions={kind}" for kind in facts_of)
