@@ -13,12 +13,11 @@ import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import parse_qsl, urlencode
 
 from titan_smf.data.fields import RowError, excerpt, text_of, texts_of
 from titan_smf.data.rows import Row, read_rows
 from titan_smf.data.sources import SYNTHETIC_PREFIX, parse_world
-from titan_smf.errors import ConfigError, DataError
+from titan_smf.errors import DataError
 
 FORMS = (
     'a question is {"question": text, "answer": text, [text, ...] or {"value": text, "aliases": '
@@ -47,26 +46,40 @@ def open_questions(path: str, limit: int | None = None, skip: int = 0) -> list[Q
 
     Args:
         path: a jsonl, csv or parquet file, glob or URL; `hf:NAME?config=C&split=S` (see rows.py);
-            or `synthetic:world?seed=0&...&questions=new`, the facts of the invented world that
-            its text states (`known`) or does not (`new`).
+            or `synthetic:world?seed=0&set=new_facts&...`, a set of facts of the invented world
+            (see `sources.parse_world`).
         limit: a hub dataset is read no further than that needs.
 
     Raises:
         DataError: nothing there, a row that is no question, or none left after `skip`.
         ConfigError: a path whose settings are unknown.
     """
-    questions = list(itertools.islice(_all_questions(path), skip, limit and skip + limit))
+    stop = None if limit is None else skip + limit
+    questions = [question for question, _ in itertools.islice(read_questions(path), skip, stop)]
     if not questions:
         raise DataError(f"{path}: holds no question{f' after the first {skip}' if skip else ''}")
     return questions
 
 
-def question_of(row: Row, number: int) -> Question:
-    """The question of row `number` of a set.
+def read_questions(path: str) -> Iterator[tuple[Question, Row]]:
+    """All questions of a set as `open_questions` has them, each with its row; may be none."""
+    if path.startswith(SYNTHETIC_PREFIX):
+        yield from _world_questions(path)
+        return
+    question_of_id: dict[str, str] = {}
+    for number, row in enumerate(read_rows(path)):
+        question = _question_of(row, number)
+        if question.id not in question_of_id:
+            question_of_id[question.id] = question.question
+            yield question, row
+        elif (before := question_of_id[question.id]) != question.question:
+            raise DataError(
+                f"{row.where}: has the id {question.id!r} of another question, {excerpt(before)}; "
+                "give each its own"
+            )
 
-    Raises:
-        DataError: it is none.
-    """
+
+def _question_of(row: Row, number: int) -> Question:
     try:
         name = next((key for key in ("question", "problem") if key in row.values), None)
         if name is None:
@@ -77,34 +90,11 @@ def question_of(row: Row, number: int) -> Question:
         raise DataError(f"{row.where}: {error}; {FORMS}") from error
 
 
-def _all_questions(path: str) -> Iterator[Question]:
-    if path.startswith(SYNTHETIC_PREFIX):
-        yield from _world_questions(path)
-        return
-    question_of_id: dict[str, str] = {}
-    for number, row in enumerate(read_rows(path)):
-        question = question_of(row, number)
-        if question.id not in question_of_id:
-            question_of_id[question.id] = question.question
-            yield question
-        elif (before := question_of_id[question.id]) != question.question:
-            raise DataError(
-                f"{row.where}: has the id {question.id!r} of another question, {excerpt(before)}; "
-                "give each its own"
-            )
-
-
-def _world_questions(path: str) -> Iterator[Question]:
-    name, _, query = path.partition("?")
-    settings = dict(parse_qsl(query, keep_blank_values=True))
-    which = settings.pop("questions", "")
-    world, *_ = parse_world(f"{name}?{urlencode(settings)}" if settings else name)
-    facts_of = {"known": world.known_facts, "new": world.new_facts}
-    if which not in facts_of:
-        allowed = " or ".join(f"questions={kind}" for kind in facts_of)
-        raise ConfigError("questions", path, f"{name}?{allowed}")
-    for fact in facts_of[which]:
-        yield Question(fact.id, world.question(fact), (fact.answer,))
+def _world_questions(path: str) -> Iterator[tuple[Question, Row]]:
+    world, _, fact_set = parse_world(path)
+    for fact in world.fact_set(fact_set):
+        question = Question(fact.id, world.question(fact), (fact.answer,))
+        yield question, Row(f"{path}: {fact.id}", {})
 
 
 def _id(values: dict[str, Any], number: int) -> str:
