@@ -33,7 +33,7 @@ from titan_smf.finetune.background import load_background
 from titan_smf.finetune.run_patch import RunPatch, apply_patches
 from titan_smf.finetune.sparse_memory import SELECTIONS_FILE, MicroBatch, SparseMemory
 from titan_smf.metrics import RunMetrics, drop_lines_after
-from titan_smf.model.llama import MemoryLlama, MemoryLlamaArgs, parameter_counts
+from titan_smf.model.llama import Addressed, MemoryLlama, MemoryLlamaArgs, parameter_counts
 from titan_smf.model.value_table import ValueTable
 from titan_smf.run_folder import check_not_begun, hold, make_folder
 from titan_smf.runtime import EXIT_STOPPED, StopRequest, prepare_torchtitan
@@ -285,12 +285,18 @@ class Trainer(torchtitan.train.Trainer):
 
     @torch.no_grad()
     def addresses(
-        self, inputs: dict[str, torch.Tensor], labels: torch.Tensor
+        self,
+        inputs: dict[str, torch.Tensor],
+        labels: torch.Tensor,
+        observe: Callable[[Addressed], None] | None = None,
     ) -> list[torch.Tensor]:
-        """The rows of this rank that the ranks' micro-batches access, for each memory layer."""
+        """The rows of this rank that the ranks' micro-batches access, for each memory layer.
+
+        `observe` is called with what this rank's own micro-batch accesses, padding included.
+        """
         tokens, _, masks = self._on_device(inputs, labels)
         with self.maybe_enable_amp:
-            return self.model(tokens, **masks, part="to_memory")[1]
+            return self.model(tokens, **masks, part="to_memory", observe=observe)[1]
 
     def _validation_batches(self) -> Iterator[Batch]:
         training, settings = self.job_config.training, self.job_config.validation

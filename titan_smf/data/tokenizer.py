@@ -125,13 +125,14 @@ class Tokenizer:
         try:
             return self._encoding.decode(ids)
         except (KeyError, OverflowError):
-            return b"".join(self._bytes_of(token) for token in ids).decode("utf-8", "replace")
+            return b"".join(self.token_bytes(token) for token in ids).decode("utf-8", "replace")
 
     def get_vocab_size(self) -> int:
         """torchtitan's name for `n_vocab`."""
         return self.n_vocab
 
-    def _bytes_of(self, token: int) -> bytes:
+    def token_bytes(self, token: int) -> bytes:
+        """The bytes of one token, maybe part of a character; U+FFFD's if it stands for nothing."""
         try:
             return self._encoding.decode_single_token_bytes(token)
         except (KeyError, OverflowError):

@@ -13,7 +13,7 @@ Letters: B batch, S sequence, D model, H attention heads, N slots, K slots per t
 """
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
@@ -303,6 +303,7 @@ class MemoryLlama(Transformer):
         counted: torch.Tensor | None = None,
         part: Part = "all",
         selected: Sequence[SelectedRows] | None = None,
+        observe: Callable[[Addressed], None] | None = None,
     ) -> tuple[torch.Tensor | Addressed, list[torch.Tensor]]:
         """Logits of every position, and what the tables of this rank were asked for.
 
@@ -313,6 +314,7 @@ class MemoryLlama(Transformer):
             part: "all"; "to_memory" ends with the addresses of the last memory layer and reads no
                 value there; "from_memory" goes on from the lookup of the first memory layer.
             selected: for each table the rows that get a gradient; None for all.
+            observe: called with this rank's tokens at each memory layer, in the layers' order.
 
         Returns:
             logits (B, S, vocabulary), or the tokens at the lookup of the first memory layer if
@@ -338,6 +340,8 @@ class MemoryLlama(Transformer):
                     ends,
                 )
                 accesses.append(rows)
+                if observe is not None:
+                    observe(at)
                 if ends:
                     return first or at, accesses
                 if part == "to_memory":
