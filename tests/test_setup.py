@@ -275,7 +275,10 @@ RELIED_ON = {
     ),
     "torchtitan.models.llama3.model.model.Transformer.init_weights": "buffer_device",
     "torchtitan.models.llama3.model.model.TransformerBlock": "layer_id model_args",
-    "torchtitan.models.llama3.model.model.reshape_for_broadcast": "freqs_cis x",
+    "torchtitan.models.llama3.model.model.TransformerBlock.forward": (
+        "x freqs_cis attention_masks positions"
+    ),
+    "torch.distributed.fsdp.FSDPModule.set_reshard_after_forward": "reshard_after_forward recurse",
     "torchtitan.protocols.train_spec.TrainSpec": (
         "model_cls model_args parallelize_fn pipelining_fn build_optimizers_fn "
         "build_lr_schedulers_fn build_dataloader_fn build_tokenizer_fn build_loss_fn "

@@ -22,6 +22,7 @@ from torch import nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from titan_smf.errors import ConfigError
+from titan_smf.model.key_value_cache import KeyValueCache
 from titan_smf.model.memory_layer import MemoryLayer
 from titan_smf.model.value_table import SelectedRows, ValueTable
 from titan_smf.runtime import prepare_torchtitan
@@ -34,7 +35,6 @@ from torchtitan.models.llama3.model.model import (  # noqa: E402
     FeedForward,
     Transformer,
     TransformerBlock,
-    reshape_for_broadcast,
 )
 
 Part = Literal["all", "to_memory", "from_memory"]
@@ -172,30 +172,43 @@ def parameter_counts(model: nn.Module) -> ParameterCounts:
 
 
 def rotate(x_BSHE: torch.Tensor, freqs_cis: torch.Tensor) -> torch.Tensor:
-    """Rotary embedding in the precision of `x`, and at least in float32; shape and dtype stay."""
+    """Rotary embedding in the precision of `x`, and at least in float32; shape and dtype stay.
+
+    `freqs_cis` holds the factors of each position, (S, E / 2) or (B, S, E / 2).
+    """
     wide = torch.promote_types(x_BSHE.dtype, torch.float32)
     pairs = torch.view_as_complex(x_BSHE.to(wide).unflatten(-1, (-1, 2)))
-    rotated = pairs * reshape_for_broadcast(freqs_cis, pairs)
+    rotated = pairs * freqs_cis.unsqueeze(-2)
     return torch.view_as_real(rotated).flatten(-2).to(x_BSHE.dtype)
 
 
 class LlamaAttention(Attention):
-    """torchtitan's attention with rotary embeddings that keep float64 as float64."""
+    """torchtitan's attention with a cache, and rotary embeddings that keep float64 as float64."""
 
-    def forward(
+    def __init__(self, layer_id: int, args: MemoryLlamaArgs) -> None:
+        super().__init__(args)
+        self.layer_id = layer_id
+
+    def forward(  # type: ignore[override]
         self,
         x: torch.Tensor,
         freqs_cis: torch.Tensor,
         attention_masks: Any = None,
-        positions: torch.Tensor | None = None,
+        cache: KeyValueCache | None = None,
     ) -> torch.Tensor:
-        """(B, S, D) -> (B, S, D), causal; with flex attention within documents."""
+        """(B, S, D) -> (B, S, D), causal; with flex attention within documents.
+
+        With a cache attention is to what the cache holds, too, and all of that is one document.
+        """
         B, S, _ = x.shape
         q, k, v = (w(x).view(B, S, -1, self.head_dim) for w in (self.wq, self.wk, self.wv))
         q, k = rotate(q, freqs_cis), rotate(k, freqs_cis)
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # B H S E
-        masks = {"block_mask": attention_masks} if self.attn_type == "flex" else {}
-        mixed = self.inner_attention(q, k, v, enable_gqa=self.enable_gqa, **masks)
+        if cache is not None:
+            mixed = cache.attend(self.layer_id, q, k, v, self.enable_gqa)
+        else:
+            masks = {"block_mask": attention_masks} if self.attn_type == "flex" else {}
+            mixed = self.inner_attention(q, k, v, enable_gqa=self.enable_gqa, **masks)
         return self.wo(mixed.transpose(1, 2).reshape(B, S, -1))
 
 
@@ -204,7 +217,7 @@ class LlamaBlock(TransformerBlock):
 
     def __init__(self, layer_id: int, args: MemoryLlamaArgs) -> None:
         super().__init__(layer_id, args)
-        self.attention = LlamaAttention(args)
+        self.attention = LlamaAttention(layer_id, args)
         # FeedForward takes two thirds of what it is given.
         self.feed_forward = FeedForward(args.dim, (3 * args.ffn_dim + 1) // 2, 1, None)
 
@@ -226,7 +239,7 @@ class MemoryBlock(TransformerBlock):
     def __init__(self, layer_id: int, args: MemoryLlamaArgs) -> None:
         super().__init__(layer_id, args)
         memory = args.memory
-        self.attention = LlamaAttention(args)
+        self.attention = LlamaAttention(layer_id, args)
         del self.feed_forward
         self.memory = MemoryLayer(
             args.dim,
@@ -247,6 +260,7 @@ class MemoryBlock(TransformerBlock):
         counted: torch.Tensor | None,
         selected: SelectedRows | None,
         only_count: bool,
+        cache: KeyValueCache | None,
     ) -> tuple[torch.Tensor, torch.Tensor, Addressed]:
         """(B, S, D) -> (B, S, D), the rows of this rank that were accessed, and where to go on.
 
@@ -256,7 +270,7 @@ class MemoryBlock(TransformerBlock):
             at = x
             normed = self.ffn_norm(at.h)
         else:
-            h = x + self.attention(self.attention_norm(x), freqs_cis, attention_masks)
+            h = x + self.attention(self.attention_norm(x), freqs_cis, attention_masks, cache)
             normed = self.ffn_norm(h)
             at = Addressed(h, *self.memory.address(normed))
         if only_count:
@@ -304,6 +318,7 @@ class MemoryLlama(Transformer):
         part: Part = "all",
         selected: Sequence[SelectedRows] | None = None,
         observe: Callable[[Addressed], None] | None = None,
+        cache: KeyValueCache | None = None,
     ) -> tuple[torch.Tensor | Addressed, list[torch.Tensor]]:
         """Logits of every position, and what the tables of this rank were asked for.
 
@@ -315,14 +330,18 @@ class MemoryLlama(Transformer):
                 value there; "from_memory" goes on from the lookup of the first memory layer.
             selected: for each table the rows that get a gradient; None for all.
             observe: called with this rank's tokens at each memory layer, in the layers' order.
+            cache: what the sequences have read before; the tokens are added to it.
 
         Returns:
-            logits (B, S, vocabulary), or the tokens at the lookup of the first memory layer if
+            logits (B, S, vocabulary), those (B, vocabulary) after each sequence's last token if
+            there is a cache, or the tokens at the lookup of the first memory layer if
             `part` is "to_memory"; and for each memory layer in order the rows of this rank's
             part of its table that were accessed by counted tokens of all ranks of the shard group.
         """
         layers = self.model_args.memory.layers
         h = tokens if isinstance(tokens, Addressed) else self.tok_embeddings(tokens)
+        S = (tokens.h if isinstance(tokens, Addressed) else tokens).shape[1]
+        freqs_cis = self.freqs_cis[:S] if cache is None else self.freqs_cis[cache.read(S)]
         first: Addressed | None = None
         accesses: list[torch.Tensor] = []
         for name, block in self.layers.items():
@@ -332,12 +351,13 @@ class MemoryLlama(Transformer):
                 ends = part == "to_memory" and layer == max(layers)
                 h, rows, at = block(
                     h,
-                    self.freqs_cis,
+                    freqs_cis,
                     attention_masks,
                     self.tables[table],
                     counted,
                     selected[table] if selected else None,
                     ends,
+                    cache,
                 )
                 accesses.append(rows)
                 if observe is not None:
@@ -347,8 +367,10 @@ class MemoryLlama(Transformer):
                 if part == "to_memory":
                     first = first or at
             elif part != "from_memory" or accesses:
-                h = block(h, self.freqs_cis, attention_masks)
-        return self.output(self.norm(h)), accesses
+                # torchtitan's block hands its last argument, "positions", to the attention.
+                h = block(h, freqs_cis, attention_masks, cache)
+        h = self.norm(h)
+        return self.output(h if cache is None else cache.last(h)), accesses
 
     @torch.no_grad()
     def init_weights(self, buffer_device: torch.device | None = None) -> None:

@@ -4,6 +4,9 @@ The dense part goes through torchtitan's own functions. The value tables stay ou
 are split by rows once and never gathered, so each is set aside while FSDP takes the rest.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
@@ -79,3 +82,26 @@ def reduce_by_plain_sums(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.set_force_sum_reduction_for_comms(True)
+
+
+@contextmanager
+def gathered(model: MemoryLlama, policy: str) -> Iterator[None]:
+    """Gather the dense part once, in the first forward pass inside, and keep it until the end.
+
+    For many passes without gradients: each then communicates for its lookups alone. Ranks enter
+    and leave together. Costs the memory of the dense part in the type of computing, therefore
+    nothing is kept where `policy`, `parallelism.fsdp_reshard_after_forward`, is "always".
+    """
+    modules = [module for module in model.modules() if isinstance(module, FSDPModule)]
+    # What torchtitan's "default" lets go after each forward pass.
+    layers = [model.tok_embeddings, *model.layers.values()] if policy == "default" else []
+    released = [module for module in layers if isinstance(module, FSDPModule)]
+    for module in released:
+        module.set_reshard_after_forward(False, recurse=False)
+    try:
+        yield
+    finally:
+        for module in released:
+            module.set_reshard_after_forward(True, recurse=False)
+        for module in modules:
+            module.reshard()

@@ -1,0 +1,131 @@
+"""A model on all ranks that is asked about items: dealt to the ranks in batches of like length.
+
+A lookup is collective, so in each round every rank works on one batch at the same time, those
+without one on a stand-in. Which items share a batch has no effect on their results but rounding.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from titan_smf.data.tokenizer import Tokenizer
+from titan_smf.metrics import clock
+from titan_smf.model.key_value_cache import KeyValueCache
+from titan_smf.model.llama import MemoryLlama
+from titan_smf.model.parallelize import gathered
+
+MOST_TOKENS = 8192
+"""Of one batch, padding included, unless a single item is longer: bounds the memory of logits."""
+SECONDS_BETWEEN_LINES = 5
+
+logger = logging.getLogger("titan_smf")
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class EvaluatedModel:
+    """A model of which every rank holds its shard, and what it needs to be asked."""
+
+    model: MemoryLlama
+    tokenizer: Tokenizer
+    device: torch.device
+    precision: Callable[[], AbstractContextManager[Any]]
+    """Autocast as in training."""
+    reshard_policy: str
+    """`parallelism.fsdp_reshard_after_forward`."""
+    stop: Callable[[], bool]
+    """Whether this process was asked to stop."""
+
+    @contextmanager
+    def open(self) -> Iterator[None]:
+        """No gradients, no compilation, and the dense part gathered once, until the end."""
+        was_training = self.model.training
+        self.model.eval()
+        try:
+            with (
+                torch.no_grad(),
+                torch.compiler.set_stance("force_eager"),  # every batch has another shape
+                gathered(self.model, self.reshard_policy),
+            ):
+                yield
+        finally:
+            self.model.train(was_training)
+
+    def logits(self, tokens: Tensor, cache: KeyValueCache | None = None) -> Tensor:
+        """(B, S, vocabulary), or (B, vocabulary) with a cache. Collective."""
+        masks = {}
+        if cache is None and self.model.model_args.attn_type == "flex":
+            tokenizer: Any = self.tokenizer
+            masks["attention_masks"] = self.model.get_attention_masks(tokens, tokenizer)
+        with self.precision():
+            return self.model(tokens, cache=cache, **masks)[0]
+
+    def padded(self, sequences: Sequence[Sequence[int]]) -> Tensor:
+        """(B, S) int64 on the model's device: the sequences, padded behind to the longest."""
+        longest = max(map(len, sequences))
+        pad = self.tokenizer.pad_id
+        rows = [[*tokens, *[pad] * (longest - len(tokens))] for tokens in sequences]
+        return torch.tensor(rows, device=self.device)
+
+    def any_rank(self, here: bool) -> bool:
+        """Whether it is so on any rank. Collective."""
+        anywhere = torch.tensor(int(here), device=self.device)
+        dist.all_reduce(anywhere)
+        return bool(anywhere.item())
+
+    def in_rounds(
+        self,
+        work: Callable[[list[int]], Sequence[Result]],
+        lengths: Sequence[int],
+        batch_size: int,
+        what: str,
+    ) -> list[Result] | None:
+        """The results of all items, in their order, on every rank; None if asked to stop.
+
+        Args:
+            work: gives the results of a batch of items; all ranks call it together, and those
+                that have nothing to do in a round with an empty batch.
+            lengths: tokens of each item.
+            batch_size: items that a rank works on at once, at most.
+            what: is evaluated, for the lines of progress.
+        """
+        rank, ranks = dist.get_rank(), dist.get_world_size()
+        batches = batches_by_length(lengths, min(batch_size, -(-len(lengths) // ranks)))
+        here: dict[int, Result] = {}
+        done, begin = 0, time.perf_counter()
+        last_line = begin
+        for first in range(0, len(batches), ranks):
+            mine = batches[first + rank] if first + rank < len(batches) else []
+            here |= zip(mine, work(mine), strict=True)
+            if self.any_rank(self.stop()):
+                return None
+            done += sum(map(len, batches[first : first + ranks]))
+            now = time.perf_counter()
+            if now - last_line > SECONDS_BETWEEN_LINES:
+                last_line = now
+                left = clock((len(lengths) - done) * (now - begin) / done)
+                logger.info("evaluation of %s: %d/%d  left %s", what, done, len(lengths), left)
+        everywhere: list[Any] = [None] * ranks
+        dist.all_gather_object(everywhere, here)
+        results = {item: result for part in everywhere for item, result in part.items()}
+        return [results[item] for item in range(len(lengths))]
+
+
+def batches_by_length(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
+    """All items, the longest first, in batches of at most `batch_size` and `MOST_TOKENS`."""
+    batches: list[list[int]] = []
+    rows = 0
+    for item in sorted(range(len(lengths)), key=lambda item: (-lengths[item], item)):
+        if not batches or len(batches[-1]) == rows:
+            batches.append([])
+            rows = max(1, min(batch_size, MOST_TOKENS // max(1, lengths[item])))
+        batches[-1].append(item)
+    return batches
