@@ -1,0 +1,66 @@
+"""Forgetting at matched learning: methods compared where they have learned the same.
+
+A method is run at several rates: the more it learns, the more it forgets. Its frontier says what
+a given amount of learning costs it at least.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+DEFINITION = (
+    "A method's frontier is made for each seed by itself from the ends of its runs, one point "
+    "(target score reached, forgetting) for each rate; evaluations during a run are no points of "
+    "it, because stopping early was not a choice that the run had. A point stays if no other run "
+    "of the method and seed learned as much or more with less forgetting. At a level of learning "
+    "between two neighbouring points that stay, forgetting is interpolated linearly. Below the "
+    "first of them it is that point's, marked \N{LESS-THAN OR EQUAL TO}: a run that learned more "
+    "has learned this much, and a lower rate may forget less. Above the last one the level was "
+    "not reached; nothing is extrapolated. Values are averaged over the seeds that reach the "
+    "level, with the lowest and the highest seed in parentheses."
+)
+
+
+@dataclass(frozen=True)
+class Point:
+    """The end of a run; both are scores' differences or scores, in the metrics' units."""
+
+    learning: float
+    forgetting: float
+
+
+@dataclass(frozen=True)
+class Matched:
+    """What a level of learning costs."""
+
+    forgetting: float
+    is_bound: bool
+    """Whether the level lies below the frontier, so that `forgetting` is an upper bound."""
+
+
+def frontier(points: Sequence[Point]) -> list[Point]:
+    """Returns the points that no other one beats, by rising learning and so rising forgetting.
+
+    A point is beaten by one with as much learning or more and as little forgetting or less; of
+    equal points one stays. Points that are not finite never stay.
+    """
+    finite = [p for p in points if math.isfinite(p.learning) and math.isfinite(p.forgetting)]
+    kept: list[Point] = []
+    for point in sorted(finite, key=lambda point: (-point.learning, point.forgetting)):
+        if not kept or point.forgetting < kept[-1].forgetting:
+            kept.append(point)
+    return kept[::-1]
+
+
+def at_learning(points: Sequence[Point], level: float) -> Matched | None:
+    """Returns the least forgetting at a level of learning, as `DEFINITION` says; None if no point
+    reaches the level."""
+    best = frontier(points)
+    if not best or best[-1].learning < level:
+        return None
+    if level <= best[0].learning:
+        return Matched(best[0].forgetting, is_bound=level < best[0].learning)
+    after = next(index for index, point in enumerate(best) if point.learning >= level)
+    left, right = best[after - 1], best[after]
+    share = (level - left.learning) / (right.learning - left.learning)
+    return Matched(left.forgetting + share * (right.forgetting - left.forgetting), is_bound=False)

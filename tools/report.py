@@ -1,0 +1,43 @@
+#!/usr/bin/env python
+"""What finished runs learned and forgot: tables and pictures as markdown and as one HTML page.
+
+    tools/report.py RUN_OR_ROOT ... --output FOLDER
+
+Folders are searched for runs that were evaluated before and after training (results.jsonl). Runs
+with the same job.description are one method, at different rates and seeds. FOLDER gets report.md,
+report.html, which needs no other file, and the pictures. Exit codes: 0 done, 2 a mistake.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from titan_smf.errors import UserError
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN_OR_ROOT")
+    parser.add_argument("--output", required=True, type=Path, help="folder, made if it is missing")
+    return parser.parse_args()
+
+
+def main() -> int:
+    """Entry point; returns the exit code."""
+    args = parse_arguments()
+    # Only now: --help does without matplotlib.
+    from titan_smf.report.write import write_report
+
+    try:
+        written = write_report(args.runs, args.output)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print("\n".join(map(str, written)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
