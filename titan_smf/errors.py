@@ -47,3 +47,7 @@ class IdfError(UserError):
 
 class PatchError(UserError):
     """A patch is missing, torn, of other weights, or cannot be merged with another."""
+
+
+class EndpointError(UserError):
+    """A chat endpoint cannot be reached, or refuses what it is asked."""
