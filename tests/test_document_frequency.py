@@ -188,13 +188,13 @@ def test_files_are_safetensors_and_keep_what_they_were_told(job: Counting) -> No
         assert (tensors["df"].dtype, tensors["counts"].dtype) == (torch.int32, torch.int64)
 
 
-def parts_in(folder: Path, *ranges: tuple[int, int]) -> list[str]:
+def parts_in(folder: Path, *ranges: tuple[int, int], complete: bool = True) -> list[str]:
     paths = []
     for first, stop in ranges:
         job = Counting(None)
         job.count(first, stop)
-        paths.append(str(folder / f"{first}-{stop}"))
-        job.save(paths[-1], metadata_of(first, stop))
+        paths.append(str(folder / f"{first}-{stop}{'' if complete else ' partial'}"))
+        job.save(paths[-1], metadata_of(first, stop, complete))
     return paths
 
 
@@ -206,9 +206,28 @@ def test_merged_parts_equal_one_job(tmp_path: Path) -> None:
     assert Path(merged).read_bytes() == Path(whole).read_bytes()
     merge_idf([*parts, *parts_in(tmp_path, (2, 2))], merged)
     assert Path(merged).read_bytes() == Path(whole).read_bytes(), "a part without documents"
-    with_gap = merge_idf(parts[:2], merged)
-    assert (with_gap.ranges, with_gap.documents) == ([[0, 1], [4, DOCUMENTS]], 3)
+
+
+def test_a_sum_is_complete_if_no_document_is_missing(tmp_path: Path) -> None:
+    first, middle, last = parts_in(tmp_path, (0, 1), (1, 4), (4, DOCUMENTS))
+    stopped, ended_early = parts_in(tmp_path, (1, 4), (4, 5), complete=False)
+    merged = str(tmp_path / "merged")
+    assert merge_idf([last, stopped, first], merged).complete, "another job counted on from there"
+    check_idf(merged, read_metadata(merged), MODEL)
+    gap = merge_idf([last, first], merged)
+    assert (gap.ranges, gap.documents, gap.complete) == ([[0, 1], [4, DOCUMENTS]], 3, False)
     assert load_idf(merged, OwnedSlots(N, 0, N, TABLES)).documents == 3
+    lacking = r"lacks the documents 1 to 3; .*--idf\.first_batch 1 --idf\.num_batches 3"
+    with pytest.raises(IdfError, match=rf"merged: is not complete: it {lacking}"):
+        check_idf(merged, gap, MODEL)
+    assert not merge_idf([first, middle, ended_early], merged).complete
+
+
+def test_a_partial_file_is_no_background(tmp_path: Path) -> None:
+    path = str(tmp_path / "idf.safetensors.partial")
+    message = r"it holds 3 documents of a count that was stopped; start .* --idf\.path \S+tensors$"
+    with pytest.raises(IdfError, match=rf"partial: is not complete: {message}"):
+        check_idf(path, metadata_of(0, 3, complete=False), MODEL)
 
 
 def test_merge_refuses_common_documents_and_other_settings(tmp_path: Path) -> None:

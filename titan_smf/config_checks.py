@@ -83,6 +83,7 @@ _NOT_NEGATIVE = {
     "lr_scheduler": ("warmup_steps",),
     "checkpoint": ("keep_latest_k",),
     "debug": ("seed",),
+    "idf": ("first_batch",),
 }
 _BETAS = {"optimizer": ("beta1", "beta2")}
 _FRACTIONS = {"lr_scheduler": ("decay_ratio", "min_lr_factor")}

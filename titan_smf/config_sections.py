@@ -231,6 +231,10 @@ class Idf:
     num_batches: int = 1000
     """Background batches, each of which counts as one document. Published: 1000."""
 
+    first_batch: int = 0
+    """Number of the first batch. Jobs that each count a part of the background, one beginning where
+    another ends, give files for `tools/compute_idf.py merge`."""
+
     batch_size: int = 64
     """Sequences of a background batch, over all ranks. The paper is silent; with larger ones more
     slots count as common."""

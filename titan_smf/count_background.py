@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch.distributed as dist
 
+from titan_smf import storage
 from titan_smf.config import JobConfig
 from titan_smf.errors import ConfigError
 from titan_smf.finetune.background import idf_model
@@ -25,6 +26,7 @@ from titan_smf.sparse.accesses import (
 )
 from titan_smf.sparse.document_frequency import DocumentFrequency
 from titan_smf.sparse.idf_file import (
+    PARTIAL_SUFFIX,
     IdfMetadata,
     check_same_count,
     load_idf,
@@ -34,7 +36,6 @@ from titan_smf.sparse.idf_file import (
 from titan_smf.sparse.idf_report import draw_histogram, summary
 from titan_smf.trainer import Trainer
 
-PARTIAL_SUFFIX = ".partial"
 SECONDS_BETWEEN_LINES = 5
 
 logger = logging.getLogger("titan_smf")
@@ -93,12 +94,13 @@ class BackgroundCount:
         self.frequency = DocumentFrequency(self.owned, trainer.device)
         seed = config.debug.seed or 0
         sources = ", ".join(f"{source.path} x {source.weight}" for source in config.data.sources)
+        first = self.settings.first_batch
         self.metadata = IdfMetadata(
             model=idf_model(trainer.model, trainer.tokenizer),
             data=f"{sources}, seed {seed}",
             batch_size=self.settings.batch_size,
             seq_len=self.settings.seq_len,
-            ranges=[[0, 0]],
+            ranges=[[first, first]],
             complete=False,
         )
 
@@ -138,13 +140,18 @@ class BackgroundCount:
         return True
 
     def _resume(self) -> None:
-        if not self.trainer.agree(Path(self.partial).is_file()):
-            return
-        metadata = read_metadata(self.partial)
-        check_same_count(self.partial, metadata, self.metadata)
-        self.frequency.resume(load_idf(self.partial, self.owned, self.trainer.device))
-        self.trainer.dataloader.skip(metadata.documents * self.settings.batch_size)
-        logger.info("Resumed after batch %d from %s", metadata.documents, self.partial)
+        first = self.settings.first_batch
+        if self.trainer.agree(storage.exists(self.partial)):
+            metadata = read_metadata(self.partial)
+            check_same_count(self.partial, metadata, self.metadata)
+            if metadata.ranges != [[first, first + metadata.documents]]:
+                allowed = (
+                    f"that of {self.partial}, which counts {metadata.ranges}, or another idf.path"
+                )
+                raise ConfigError("idf.first_batch", first, allowed)
+            self.frequency.resume(load_idf(self.partial, self.owned, self.trainer.device))
+            logger.info("Resumed after batch %d from %s", metadata.documents, self.partial)
+        self.trainer.dataloader.skip((first + self.frequency.documents) * self.settings.batch_size)
 
     def _print_progress(self, done: int, total: int, speed: float) -> None:
         used = slots_used_fraction(self.frequency.df, self.shard_group)
@@ -158,11 +165,12 @@ class BackgroundCount:
         if dist.get_rank() == 0:
             assert whole is not None
             df, counts = whole
-            ranges = [[0, self.frequency.documents]]
+            first = self.settings.first_batch
+            ranges = [[first, first + self.frequency.documents]]
             metadata = dataclasses.replace(self.metadata, ranges=ranges, complete=complete)
             save_idf(path, df, counts, metadata)
             if complete:
-                Path(self.partial).unlink(missing_ok=True)
+                storage.remove(self.partial)
                 picture = Path(self.trainer.job_config.job.dump_folder) / "document_frequency.png"
                 draw_histogram(df, self.frequency.documents, str(picture))
                 print(summary(df, counts, self.frequency.documents))

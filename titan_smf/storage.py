@@ -127,6 +127,14 @@ def write_bytes(url: str, content: bytes) -> None:
             unfinished.unlink(missing_ok=True)
 
 
+def remove(url: str) -> None:
+    """Deletes a file, if it is there."""
+    filesystem, path = filesystem_of(url)
+    with named_failures(url, "deleted"):
+        if filesystem.exists(path):
+            filesystem.rm_file(path)
+
+
 def remove_unfinished(folder: str) -> None:
     """Delete what killed writers left in a local folder and below."""
     if is_local(folder):

@@ -30,7 +30,7 @@ def main(argv: Sequence[str]) -> int:
 
 def merge(argv: Sequence[str]) -> int:
     """Add up files of counts; returns the exit code."""
-    from titan_smf.sparse.idf_file import merge_idf
+    from titan_smf.sparse.idf_file import merge_idf, what_is_missing
 
     parser = argparse.ArgumentParser(prog="tools/compute_idf.py merge")
     parser.add_argument("parts", nargs="+", metavar="PART", help="files of counts")
@@ -38,6 +38,8 @@ def merge(argv: Sequence[str]) -> int:
     args = parser.parse_args(argv)
     metadata = merge_idf(args.parts, args.output)
     print(f"{args.output}: {metadata.documents} documents of {len(args.parts)} files")
+    if lacking := what_is_missing(metadata):
+        print(f"It is not complete: {lacking}")
     return 0
 
 

@@ -10,6 +10,7 @@ it by these means, a rank gets its own rows from any file system without fetchin
 """
 
 import dataclasses
+import itertools
 import json
 import os
 import shlex
@@ -30,6 +31,8 @@ from titan_smf.sparse.document_frequency import Background
 
 FORMAT = 1
 METADATA = "idf"
+PARTIAL_SUFFIX = ".partial"
+"""Of the file beside the final one, from which a count that was stopped goes on."""
 LONGEST_HEADER = 100_000_000
 """In bytes; safetensors' own limit."""
 TENSORS: dict[str, tuple[str, np.dtype[Any]]] = {
@@ -67,7 +70,8 @@ class IdfMetadata:
     ranges: list[list[int]]
     """The documents counted: `first <= number < stop` for each [first, stop], ascending."""
     complete: bool
-    """Whether the job counted all documents it was to count; false in a partial file."""
+    """Whether all documents were counted that were to be; false in a partial file, and where some
+    between the ranges are not counted."""
     accesses: int = 0
     """The sum of `counts`; `save_idf` sets it."""
     slots_used: int = 0
@@ -133,15 +137,36 @@ def load_idf(path: str, owned: OwnedSlots, device: torch.device | str = "cpu") -
 
 
 def check_idf(path: str, metadata: IdfMetadata, expected: IdfModel) -> None:
-    """Passes if the counts fit the model `expected` and there are any.
+    """Passes if the counts fit the model `expected` and are complete.
 
     Raises:
-        IdfError: they do not; it names every difference and the command that counts anew.
+        IdfError: they do not; it names every difference and the command that counts anew, or
+            completes the count.
     """
     if differences := _model_differences(metadata.model, expected):
         raise IdfError(f"{path}: does not fit this run: {differences}; {_command(path)}")
     if metadata.documents == 0:
         raise IdfError(f"{path}: counts no document, every slot looks unused; {_command(path)}")
+    if lacking := what_is_missing(metadata):
+        command = _command(path.removesuffix(PARTIAL_SUFFIX))
+        raise IdfError(f"{path}: is not complete: {lacking}; {command}")
+
+
+def what_is_missing(metadata: IdfMetadata) -> str:
+    """Returns what an incomplete file lacks and what to do about it; "" for a complete one."""
+    if metadata.complete:
+        return ""
+    if gaps := [[a[1], b[0]] for a, b in itertools.pairwise(metadata.ranges)]:
+        first, stop = gaps[0]
+        return (
+            f"it lacks the documents {', '.join(f'{a} to {b - 1}' for a, b in gaps)}; count them "
+            f"(--idf.first_batch {first} --idf.num_batches {stop - first}) into a file of their "
+            "own and merge the two"
+        )
+    return (
+        f"it holds {metadata.documents} documents of a count that was stopped; start the count "
+        "again with its settings, it goes on from there"
+    )
 
 
 def check_same_count(path: str, metadata: IdfMetadata, expected: IdfMetadata) -> None:
@@ -165,6 +190,9 @@ def check_same_count(path: str, metadata: IdfMetadata, expected: IdfMetadata) ->
 def merge_idf(paths: Sequence[str], path: str) -> IdfMetadata:
     """Adds up the files of independent jobs into `path`; as if one job had counted all documents.
 
+    The sum is complete if no document is missing between those counted, and the job that counted
+    the last one counted all that it was to.
+
     Raises:
         IdfError: a file cannot be used, counts with other settings, or counts a document that
             another one counts too.
@@ -183,7 +211,8 @@ def merge_idf(paths: Sequence[str], path: str) -> IdfMetadata:
         counted = load_idf(part, everything)
         df += counted.df
         counts += counted.counts
-    complete = all(metadata.complete for _, metadata in parts)
+    last = max((metadata for _, metadata in parts), key=lambda m: max(m.ranges, default=[0, 0]))
+    complete = last.complete and len(ranges) <= 1
     merged = dataclasses.replace(first, ranges=ranges, complete=complete)
     return save_idf(path, df, counts, merged)
 
