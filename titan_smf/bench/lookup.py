@@ -3,15 +3,13 @@
 T tokens, H heads, K slots per token, N slots, W ranks, V value dim
 """
 
-from pathlib import Path
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor
 
-from titan_smf.bench.measure import Measure, median_ratio, on_ranks, random_slots
+from titan_smf.bench.measure import Measure, median_ratio, on_ranks, random_slots, resident_peak
 from titan_smf.model.value_table import ValueTable
 from titan_smf.ops.embedding_bag import bag_of_entry, weight_gradient
 from titan_smf.ops.product_key import best_pairs, product_key_topk
@@ -145,8 +143,8 @@ def _bytes_over_formula(rank: int) -> tuple[float, float]:
     output, _ = table(random_slots("uniform", N, T, K), weights)
     received = table.wire.bytes_received
     output.sum().backward()
-    forward, backward = lookup_bytes(T, K, V, mesh.size(), 2)
-    return received / forward, (table.wire.bytes_received - received) / backward
+    forward, *backward = lookup_bytes(T, K, V, mesh.size(), 2)
+    return received / forward, (table.wire.bytes_received - received) / sum(backward)
 
 
 def memory(runs: int) -> list[Measure]:
@@ -168,11 +166,11 @@ def _peak_bytes(rank: int, num_slots: int, v_dim: int) -> int:
     """How far a rank's peak rises from before the table is made until after a backward pass."""
     table = _sharded_table(1024, v_dim)  # loads what the first use loads
     _use(table)
-    before = _peak()
+    before = resident_peak()
     table = _sharded_table(num_slots, v_dim)
     _use(table)
     assert isinstance(table.values.grad, DTensor)
-    return _peak() - before
+    return resident_peak() - before
 
 
 def _sharded_table(num_slots: int, v_dim: int) -> ValueTable:
@@ -186,9 +184,3 @@ def _sharded_table(num_slots: int, v_dim: int) -> ValueTable:
 def _use(table: ValueTable) -> None:
     slots = random_slots("uniform", table.num_slots, 64, 16)
     table(slots, torch.ones(slots.shape).requires_grad_())[0].sum().backward()
-
-
-def _peak() -> int:
-    """This process's peak resident bytes; getrusage would begin with those of its parent."""
-    status = Path("/proc/self/status").read_text()
-    return int(status.split("VmHWM:")[1].split()[0]) * 1024

@@ -1,19 +1,23 @@
-"""Timing two alternatives fairly, and the table in which the results are printed."""
+"""Time, memory and bytes measured fairly, and the table in which the results are printed."""
 
+import ctypes
 import itertools
 import multiprocessing
 import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 
 @dataclass(frozen=True)
@@ -27,21 +31,82 @@ class Measure:
 
 
 def median_ratio(numerator: Callable[[], Any], denominator: Callable[[], Any], runs: int) -> float:
-    """Returns the ratio of two median times; the two run in turns, after two runs to warm up.
+    """Returns the ratio of two median times, see `median_seconds`."""
+    top, bottom = median_seconds([numerator, denominator], runs)
+    return top / bottom
 
-    Short functions run more often than `runs`, until a second has passed.
+
+def median_seconds(
+    functions: Sequence[Callable[[], Any]], runs: int, at_least: float = 1
+) -> list[float]:
+    """Returns median times; the functions run in turns, after two runs to warm up.
+
+    Short functions run more often than `runs`, until `at_least` seconds have passed: 0 where
+    several ranks must run them equally often.
     """
-    times: tuple[list[float], list[float]] = ([], [])
+    times: list[list[float]] = [[] for _ in functions]
     begin = time.perf_counter()
     for run in itertools.count():
-        if run >= runs + 2 and (time.perf_counter() - begin > 1 or run > 10 * runs):
+        if run >= runs + 2 and (time.perf_counter() - begin > at_least or run > 10 * runs):
             break
-        for function, seconds in zip((numerator, denominator), times, strict=True):
+        for function, seconds in zip(functions, times, strict=True):
             start = time.perf_counter()
             function()
             if run >= 2:
                 seconds.append(time.perf_counter() - start)
-    return statistics.median(times[0]) / statistics.median(times[1])
+    return list(map(statistics.median, times))
+
+
+def peak_growth(function: Callable[[], Any]) -> int:
+    """How far the resident memory of this process rises above what it is now, in bytes.
+
+    Memory that was freed before is first given back to the system, which then counts it again.
+    """
+    ctypes.CDLL(None).malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")  # the peak is now what is resident
+    before = resident_peak()
+    function()
+    return resident_peak() - before
+
+
+def resident_peak() -> int:
+    """This process's peak resident bytes; getrusage would begin with those of its parent."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0]) * 1024
+
+
+class ReceivedBytes(TorchDispatchMode):
+    """Counts the bytes that the collectives of this thread bring to this rank, by their names.
+
+    What arrives from other ranks: of an all-to-all and an all-gather exactly that; an all-reduce
+    counts as a ring's `2 (W - 1) / W` times its tensor.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.received: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.namespace == "c10d":
+            name = func._schema.name.removeprefix("c10d::")
+            self.received[name] += _received(name, args)
+        return func(*args, **(kwargs or {}))
+
+
+def _received(name: str, args: Any) -> int:
+    boxed = next(arg for arg in args if isinstance(arg, torch.ScriptObject))
+    group = dist.ProcessGroup.unbox(boxed)
+    rank, W = group.rank(), group.size()
+    if name == "alltoall_base_":
+        output, _, _, sizes = args[:4]
+        return (sum(sizes) - sizes[rank]) * output[:1].nbytes if len(output) else 0
+    if name == "allgather_":
+        return sum(tensor.nbytes for tensor in args[1]) * (W - 1)
+    if name == "_allgather_base_":
+        return args[1].nbytes * (W - 1)
+    if name == "allreduce_":
+        return sum(tensor.nbytes for tensor in args[0]) * 2 * (W - 1) // W
+    raise NotImplementedError(f"bytes of {name}")
 
 
 def random_slots(kind: str, num_slots: int, tokens: int, slots_per_token: int) -> Tensor:

@@ -5,13 +5,12 @@ T tokens, K slots per token, N slots, S selected rows, V value dim
 
 import itertools
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from titan_smf.bench.measure import Measure, median_ratio, on_ranks, random_slots
+from titan_smf.bench.measure import Measure, median_ratio, on_ranks, peak_growth, random_slots
 from titan_smf.model.value_table import ValueTable
 from titan_smf.ops.row_gradient import selected_row_gradient
 from titan_smf.sparse.row_optimizer import RowAdamW, RowOptimizer, RowSGD
@@ -177,13 +176,13 @@ def _peak_of_dense_step(rank: int) -> int:
         table.values.grad.mul_(mask)
         optimizer.step()
 
-    return _peak_growth(step)
+    return peak_growth(step)
 
 
 def _peak_of_row_steps(rank: int, num_rows: int) -> int:
     """Of four steps, each of other rows."""
     _row_steps(num_slots=64, tokens=8, num_rows=2)()  # loads what the first use loads
-    return _peak_growth(_row_steps(LARGE, T, num_rows))
+    return peak_growth(_row_steps(LARGE, T, num_rows))
 
 
 def _row_steps(num_slots: int, tokens: int, num_rows: int) -> Callable[[], None]:
@@ -198,16 +197,3 @@ def _row_steps(num_slots: int, tokens: int, num_rows: int) -> Callable[[], None]
             optimizer.step(selected)
 
     return steps
-
-
-def _peak_growth(function: Callable[[], None]) -> int:
-    """How far the resident memory of this process rises above what it is now, in bytes."""
-    Path("/proc/self/clear_refs").write_text("5")  # the peak is now what is resident
-    before = _resident_peak()
-    function()
-    return _resident_peak() - before
-
-
-def _resident_peak() -> int:
-    status = Path("/proc/self/status").read_text()
-    return int(status.split("VmHWM:")[1].split()[0]) * 1024

@@ -3,6 +3,7 @@
 N slots, W ranks, V value dim
 """
 
+import base64
 import copy
 import dataclasses
 import itertools
@@ -30,6 +31,17 @@ TORCHTITAN_DEBUG = {
     "memory.layers": "[]",
 }
 DEMO = {"model.flavor": "demo", "training.global_batch_size": 64, "training.seq_len": 64}
+# Proportions of a real model: depth, memory in the middle, a vocabulary of its own weight.
+MIDDLE = DEMO | {
+    "model.dim": 256,
+    "model.n_layers": 12,
+    "model.n_heads": 8,
+    "model.ffn_dim": 704,
+    "memory.layers": "[6]",
+    "memory.v_dim": 256,
+    "tokenizer.name": "",  # a rank file
+    "training.global_batch_size": 16,
+}
 
 
 def step_time(runs: int) -> list[Measure]:
@@ -156,39 +168,56 @@ def _timed(seconds: list[float], step: Callable[[Any], Any], batches: Any) -> An
 
 def finetuning(runs: int) -> list[Measure]:
     """A full finetuning step against a sparse one, and a forward pass against a counting one."""
-    times = on_ranks(_finetuning_times, 1, runs)[0]
-    sizes = "demo sizes, memory in layer 2 of 4, 4,096 tokens"
-    return [
-        Measure(
-            "step: full finetuning / sparse, same model and batch",
-            times["full"] / times["sparse"],
-            "2",
-            f"{sizes}, t 100: {times['sparse'] * 1e3:.0f} ms",
-        ),
-        Measure(
-            "forward pass of the whole model / counting pass",
-            times["forward"] / times["count"],
-            "1.8",
-            f"{sizes}: {times['count'] * 1e3:.0f} ms",
-        ),
-    ]
+    measures = []
+    for sizes, note in (
+        (DEMO, "demo sizes, memory in layer 2 of 4, 4,096 tokens"),
+        (MIDDLE, "12 layers of width 256, memory in layer 6, vocabulary of 16,384, 1,024 tokens"),
+    ):
+        times = on_ranks(_finetuning_times, 1, runs, sizes)[0]
+        measures += [
+            Measure(
+                "step: full finetuning / sparse, same model and batch",
+                times["full"] / times["sparse"],
+                "2",
+                f"{note}, t 100: {times['sparse'] * 1e3:.0f} ms",
+            ),
+            Measure(
+                "forward pass of the whole model / counting pass",
+                times["forward"] / times["count"],
+                "1.8",
+                f"{note}: {times['count'] * 1e3:.0f} ms",
+            ),
+        ]
+    return measures
 
 
-def _finetuning_times(rank: int, runs: int) -> dict[str, float]:
-    settings = DEMO | {
-        "training.local_batch_size": 64,
-        "stream.path": "synthetic:world?facts=300&new_facts=40",
-        "selection.ranking": "tf",
-        "selection.top_t": 100,
-    }
-    sparse = settings | {"finetune.method": "sparse_memory"}
-    kinds: Kinds = {
-        "full": lambda folder: _ours(folder, settings),
-        "sparse": lambda folder: _ours(folder, sparse),
-        "forward": lambda folder: _forward_times(folder, settings, "all"),
-        "count": lambda folder: _forward_times(folder, settings, "to_memory"),
-    }
-    return _median_times(kinds, runs)
+def _finetuning_times(rank: int, runs: int, sizes: dict[str, Any]) -> dict[str, float]:
+    with tempfile.TemporaryDirectory() as folder:
+        settings = sizes | {
+            "training.local_batch_size": sizes["training.global_batch_size"],
+            "stream.path": "synthetic:world?facts=300&new_facts=40",
+            "selection.ranking": "tf",
+            "selection.top_t": 100,
+        }
+        if "tokenizer.name" in sizes:
+            settings["tokenizer.path"] = _write_rank_file(Path(folder) / "large.tiktoken")
+        sparse = settings | {"finetune.method": "sparse_memory"}
+        kinds: Kinds = {
+            "full": lambda folder: _ours(folder, settings),
+            "sparse": lambda folder: _ours(folder, sparse),
+            "forward": lambda folder: _forward_times(folder, settings, "all"),
+            "count": lambda folder: _forward_times(folder, settings, "to_memory"),
+        }
+        return _median_times(kinds, runs)
+
+
+def _write_rank_file(path: Path) -> str:
+    """16,384 tokens: the bytes, and pairs that no text in ASCII has, so that it stays bytes."""
+    pairs = itertools.product(range(128, 128 + 63), range(256))
+    tokens = [bytes([byte]) for byte in range(256)] + [bytes(pair) for pair in pairs]
+    lines = (f"{base64.b64encode(token).decode()} {rank}" for rank, token in enumerate(tokens))
+    path.write_text("\n".join(lines))
+    return str(path)
 
 
 def _forward_times(folder: str, settings: dict[str, Any], part: str) -> list[float]:

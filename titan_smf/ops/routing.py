@@ -167,16 +167,17 @@ def return_weight_gradient(wire: Wire, splits: Splits, order: Tensor, gradient: 
 
 def lookup_bytes(
     tokens: int, slots_per_token: int, v_dim: int, world_size: int, activation_bytes: int
-) -> tuple[float, float]:
-    """Returns the bytes one of W ranks receives from the others in a lookup: forward, backward.
+) -> tuple[float, float, float]:
+    """Returns the bytes one of W ranks receives from the others in a lookup: forward, backward to
+    the owners, and back to the weights if these need a gradient.
 
     For slots spread evenly over the ranks, T tokens on each, and weights, partial sums and
     gradients of b bytes a number:
 
         forward:   r T K (4 + b)  +  (W - 1) T c  +  (W - 1) f T V b  +  sizes
                    rows, weights     bag sizes       partial sums
-        backward:  r T K b  +  (W - 1) f T V b
-                   of weights  of outputs
+        backward:  (W - 1) f T V b   +  r T K b
+                   of outputs           of weights
 
     r = (W - 1) / W is the share of entries from other ranks; c = 1 byte (2 if K > 255);
     f = 1 - (1 - 1/W)**K is the chance that a token needs a given owner.
@@ -187,4 +188,11 @@ def lookup_bytes(
     partials = others * (1 - (1 - 1 / W) ** K) * T
     bag_sizes = others * T * (1 if K <= 255 else 2)
     forward = entries * (INDEX_BYTES + b) + bag_sizes + partials * v_dim * b + others * SIZES_BYTES
-    return forward, entries * b + partials * v_dim * b
+    return forward, partials * v_dim * b, entries * b
+
+
+def count_bytes(tokens: int, slots_per_token: int, world_size: int) -> float:
+    """Returns the bytes one of W ranks receives where accesses of T tokens on each are counted
+    without a lookup: `r T K 4 + (W - 1) 8`, r = (W - 1) / W."""
+    T, K, W = tokens, slots_per_token, world_size
+    return (W - 1) / W * T * K * INDEX_BYTES + (W - 1) * 8

@@ -89,7 +89,7 @@ def select(
     """Selects the `top_t` best touched slots of all ranks, or all if there are fewer.
 
     All ranks of the shard group call it together and get the same result; so do replicas, if
-    `touched` was summed over them. Receives `16 * (W - 1) * min(top_t, max U)` bytes.
+    `touched` was summed over them. Receives `selection_bytes`.
 
     Args:
         touched: of the whole step, on their owner.
@@ -117,6 +117,12 @@ def select(
     keys, best = keys.topk(min(limit, num_touched))
     scores, ids = split_keys(keys)
     return Selection(ids, scores, counts[best], total, num_touched)
+
+
+def selection_bytes(world_size: int, num_candidates: int) -> int:
+    """Returns the bytes one of W ranks receives in `select`: 16 for the sizes of each other rank,
+    and 16 for each of its candidates, `min(top_t, max U)` of them."""
+    return (world_size - 1) * 16 * (1 + num_candidates)
 
 
 def make_keys(scores: Tensor, ids: Tensor) -> Tensor:
