@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,13 @@ from test_training import CONFIG, EXACT, HSDP, SHORT, arguments, metrics, train
 STEPS = 40
 
 
-def start_ranks(ranks: int, *words: str) -> list[subprocess.Popen[str]]:
-    """Start `python -m titan_smf.train` as torchrun would, without torchrun in between."""
+TRAIN = ("-m", "titan_smf.train", "--job.config", str(CONFIG))
+
+
+def start_ranks(
+    ranks: int, *words: str, program: Sequence[str] = TRAIN
+) -> list[subprocess.Popen[str]]:
+    """Start `python PROGRAM WORDS` as torchrun would, without torchrun in between."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
@@ -35,7 +41,7 @@ def start_ranks(ranks: int, *words: str) -> list[subprocess.Popen[str]]:
         }
         processes.append(
             subprocess.Popen(
-                [sys.executable, "-m", "titan_smf.train", "--job.config", str(CONFIG), *words],
+                [sys.executable, *program, *words],
                 env=environment,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,

@@ -1,14 +1,26 @@
 """Sparse finetuning changes the selected rows and nothing else, the same on every placement."""
 
 import json
+import os
+import random
+import shutil
+import signal
+import time
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from launch import run_on_ranks
 from safetensors.torch import load_file
+from test_resume import finish, start_ranks, wait_for_step
 from test_training import EXACT, HSDP, ROOT, arguments, metrics, train
+
+from titan_smf.checkpoint_patch import export_patch
+from titan_smf.errors import ConfigError, PatchError
+from titan_smf.sparse.patch import Patch, chain, load_patch
 
 CONFIG = ROOT / "train_configs/debug_sparse_ft.toml"
 IDF_CONFIG = ROOT / "train_configs/debug_idf.toml"
@@ -21,7 +33,20 @@ SHORT: dict[str, Any] = {
     "selection.verify": "true",
     "selection.top_t": 40,
 }
-TABLE_EACH = {"memory.layers": "[1, 2]", "memory.share_values": "false"}
+SHARED_TABLE = {"memory.layers": "[1, 2]"}
+TABLE_EACH = SHARED_TABLE | {"memory.share_values": "false"}
+BASES: dict[str, dict[str, Any]] = {
+    "one layer": {},
+    "shared table": SHARED_TABLE,
+    "table each": TABLE_EACH,
+}
+BASE: dict[str, Any] = EXACT | {
+    "training.steps": 1,
+    "lr_scheduler.warmup_steps": 0,
+    "validation.enable": "false",
+    "metrics.enable_tensorboard": "false",
+}
+DOCUMENTS = {"idf.num_batches": 12, "idf.checkpoint_interval": 1}
 RUNS: dict[str, dict[str, Any]] = {
     "tf": {},
     "tfidf": {"selection.ranking": "tfidf"},
@@ -31,7 +56,7 @@ RUNS: dict[str, dict[str, Any]] = {
     "more than there are": {"selection.top_t": 100_000},
     "sgd": {"optimizer.name": "SGD", "memory.value_lr": 20.0, "selection.ranking": "tfidf"},
     "decay": {"memory.value_weight_decay": 0.5},
-    "shared table": {"memory.layers": "[1, 2]"},
+    "shared table": SHARED_TABLE,
     "table each": TABLE_EACH,
     "checkpointed": {"activation_checkpoint.mode": "full"},
 }
@@ -70,21 +95,39 @@ def count(rank: int, ranks: int, folder: str, settings: dict[str, Any]) -> bool:
     return done
 
 
-@pytest.fixture(scope="module")
-def idf(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Counts for the debug model's random weights, in float64."""
-    folder = tmp_path_factory.mktemp("idf")
-    run_on_ranks(count, 2, str(folder), EXACT | {"idf.num_batches": 5})
-    return folder / "idf.safetensors"
+def make_bases(rank: int, ranks: int, folder: str) -> None:
+    """What sparse runs start from: models of each kind, and counts of the one layer's."""
+    train(rank, ranks, folder, {name: BASE | settings for name, settings in BASES.items()})
+    base = {"checkpoint.initial_load_path": Path(folder) / "one layer"}
+    count(rank, ranks, f"{folder}/idf", EXACT | DOCUMENTS | base)
 
 
 @pytest.fixture(scope="module")
-def runs(idf: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def bases(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("bases")
+    run_on_ranks(make_bases, 2, str(folder))
+    return folder
+
+
+def base_of(bases: Path, name: str) -> Path:
+    return bases / (name if name in BASES else "one layer")
+
+
+def exact(bases: Path, name: str, settings: dict[str, Any]) -> dict[str, Any]:
+    """All settings of a run in float64."""
+    given = {
+        "selection.idf_path": idf_of(bases),
+        "checkpoint.initial_load_path": base_of(bases, name),
+    }
+    return SHORT | EXACT | given | settings
+
+
+@pytest.fixture(scope="module")
+def runs(bases: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Every run on 1, 2 and 4 ranks and on HSDP 2x2, in float64."""
     folder = tmp_path_factory.mktemp("runs")
-    counted = SHORT | EXACT | {"selection.idf_path": str(idf)}
-    all_runs = {name: counted | settings for name, settings in RUNS.items()}
-    alone = {name: counted | settings for name, settings in ON_ONE_RANK.items()}
+    all_runs = {name: exact(bases, name, settings) for name, settings in RUNS.items()}
+    alone = {name: exact(bases, name, settings) for name, settings in ON_ONE_RANK.items()}
     run_on_ranks(learn, 1, str(folder / "1"), all_runs | alone, timeout=300)
     for ranks in (2, 4):
         run_on_ranks(learn, ranks, str(folder / f"{ranks}"), all_runs, timeout=300)
@@ -162,18 +205,163 @@ def test_it_learns_what_it_is_given(tmp_path: Path) -> None:
     assert losses[-1] < losses[0] - 0.15
 
 
-def test_resumed_on_other_ranks_it_ends_as_if_never_stopped(runs: Path, tmp_path: Path) -> None:
-    settings = SHORT | EXACT | RUNS["decay"]
-    run_on_ranks(learn, 4, str(tmp_path), {"run": settings | HSDP | {"training.steps": 3}})
+def distinct_rows(folder: Path) -> list[int]:
+    """After each step, by the log of selections."""
+    seen: set[int] = set()
+    return [len(seen := seen | set(line["slots"])) for line in selections(folder)]
+
+
+def bits(patch: Patch) -> list[bytes]:
+    tensors = (patch.ids, patch.old, patch.new)
+    return [tensor.flatten().view(torch.uint8).numpy().tobytes() for tensor in tensors]
+
+
+def check_own_patch(run: Path, base: Path) -> Patch:
+    """The patch that a run wrote is the one that its checkpoint and the base's differ by."""
+    own = load_patch(str(run / "patch.safetensors"))
+    exported = export_patch(base, run, "", print)
+    assert own.metadata == exported.metadata
+    assert bits(own) == bits(exported)
+    return own
+
+
+def test_a_run_writes_the_patch_that_is_exported(runs: Path, bases: Path) -> None:
+    for name in ("tfidf", "sgd", "decay", "shared table", "table each", "all"):
+        patches = [
+            check_own_patch(runs / placement / name, base_of(bases, name))
+            for placement in ("1", "2", "4", "2x2")
+        ]
+        (step,) = patches[0].metadata.lineage
+        assert (step.steps, step.data) == (6, SHORT["stream.path"])
+        assert {patch.metadata.base for patch in patches} == {step.parent}
+        for patch in patches[1:]:
+            assert torch.equal(patch.ids, patches[0].ids)
+            assert torch.equal(patch.old, patches[0].old)
+            torch.testing.assert_close(patch.new, patches[0].new, rtol=0, atol=1e-9)
+
+
+def test_distinct_rows_are_counted_over_all_ranks(runs: Path) -> None:
+    for name in ("tfidf", "table each"):
+        expected = distinct_rows(runs / "1" / name)
+        assert expected[0] < expected[-1]
+        for placement in ("1", "2", "4", "2x2"):
+            assert metrics(runs / placement / name, "sparse/distinct_rows") == expected
+
+
+def learn_until(rank: int, ranks: int, folder: str, settings: dict[str, Any], step: int) -> None:
+    """A sparse run of which one rank is asked to stop during a step."""
+    from titan_smf.config import check, load_config
+    from titan_smf.trainer import Trainer
+
+    config = load_config(arguments(Path(folder), settings, CONFIG))
+    check(config, ranks)
+    trainer = Trainer(config)
+    train_step = trainer.train_step
+
+    def asked_to_stop(batches: Iterator[Any]) -> tuple[dict[str, float], bool]:
+        if trainer.step == step and rank == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return train_step(batches)
+
+    trainer.train_step = asked_to_stop  # type: ignore[assignment, method-assign]
+    assert not trainer.train(), "it says that it was stopped"
+    trainer.close()
+
+
+def test_stopped_and_resumed_on_other_ranks_it_ends_as_if_never_stopped(
+    runs: Path, bases: Path, tmp_path: Path
+) -> None:
+    settings, run = exact(bases, "decay", RUNS["decay"]), tmp_path / "run"
+    base = base_of(bases, "decay")
+    run_on_ranks(learn_until, 4, str(run), settings | HSDP | {"checkpoint.interval": 100}, 4)
+    assert check_own_patch(run, base).metadata.lineage[0].steps == 4
     run_on_ranks(learn, 2, str(tmp_path), {"run": settings})
-    straight = runs / "1/decay"
-    assert selections(tmp_path / "run") == selections(straight)
-    # The schedule of the first three steps ends earlier than that of six.
-    assert len(metrics(tmp_path / "run")) == 6
+    check_resumed(run, runs / "1/decay", base)
 
 
-def count_in_two_goes(rank: int, ranks: int, folder: str) -> None:
-    settings = EXACT | {"idf.num_batches": 5, "idf.checkpoint_interval": 2}
+def check_resumed(run: Path, straight: Path, base: Path) -> Patch:
+    """A run that was interrupted has ended as one that was not, on any number of ranks."""
+    assert selections(run) == selections(straight)
+    assert metrics(run) == pytest.approx(metrics(straight), rel=0, abs=1e-10)
+    assert metrics(run, "sparse/distinct_rows") == distinct_rows(straight)
+    patch, whole = check_own_patch(run, base), load_patch(str(straight / "patch.safetensors"))
+    assert patch.metadata.base == whole.metadata.base
+    assert torch.equal(patch.ids, whole.ids)
+    torch.testing.assert_close(patch.new, whole.new, rtol=0, atol=1e-9)
+    return patch
+
+
+def test_killed_at_any_moment_and_resumed_it_ends_as_if_never_killed(
+    runs: Path, bases: Path, tmp_path: Path
+) -> None:
+    settings = exact(bases, "tfidf", RUNS["tfidf"])
+    killed = tmp_path / "killed"
+    words = arguments(killed, settings | {"checkpoint.interval": 1}, CONFIG)
+    processes = start_ranks(2, *words, program=("-m", "titan_smf.train"))
+    wait_for_step(killed, 1, processes)
+    time.sleep(random.uniform(0, 0.3))
+    for process in processes:
+        process.send_signal(signal.SIGKILL)
+    finish(processes, code=-signal.SIGKILL)
+    assert not (killed / "patch.safetensors").exists(), "it was killed before its end"
+    straight, base = runs / "2/tfidf", base_of(bases, "tfidf")
+    for ranks in (1, 2):
+        run = tmp_path / f"{ranks}"
+        shutil.copytree(killed, run)
+        run_on_ranks(learn, ranks, str(tmp_path), {run.name: settings})
+        patch = check_resumed(run, straight, base)
+    whole = load_patch(str(straight / "patch.safetensors"))
+    assert patch.metadata.result == whole.metadata.result, "on as many ranks, bit for bit"
+
+
+def learn_from_patches(rank: int, ranks: int, folder: str, bases: str, first: str) -> None:
+    """Runs from a base and patches, one from the checkpoint that they lead to, and refused ones."""
+    from titan_smf.finetune.run_patch import apply_patches
+
+    settings = exact(Path(bases), "tfidf", RUNS["tfidf"])
+    settings |= {"stream.path": "synthetic:world?facts=300&new_facts=4&seed=1"}
+    p1, p2 = f"{first}/patch.safetensors", f"{folder}/second/patch.safetensors"
+    start, patches = "checkpoint.initial_load_path", "checkpoint.initial_patches"
+    learn(rank, ranks, folder, {"second": settings | {patches: json.dumps([p1])}})
+    learn(rank, ranks, folder, {"same": settings | {start: first}})
+    both = settings | {patches: json.dumps([p1, p2]), "training.steps": 1}
+    learn(rank, ranks, folder, {"third": both})
+    refused = {
+        "is of other weights": settings | {patches: json.dumps([p2])},
+        "patch 2 changes weights with": settings | {patches: json.dumps([p2, p1])},
+        "patch is of another model: ": settings
+        | {patches: json.dumps([p1]), start: f"{bases}/table each"}
+        | TABLE_EACH,
+    }
+    for number, (message, wrong) in enumerate(refused.items()):
+        with pytest.raises(PatchError, match=f"^checkpoint.initial_patches, .*: .*{message}"):
+            learn(rank, ranks, folder, {f"refused {number}": wrong | {"selection.ranking": "tf"}})
+    with pytest.raises(ConfigError, match=r"initial_patches: got .*without memory"):
+        apply_patches(SimpleNamespace(value_tables=lambda: iter(())), [p1])  # type: ignore[arg-type]
+
+
+def test_a_run_starts_from_a_base_and_patches(runs: Path, bases: Path, tmp_path: Path) -> None:
+    first = runs / "4/tfidf"
+    run_on_ranks(learn_from_patches, 2, str(tmp_path), str(bases), str(first))
+    base, second = base_of(bases, "tfidf"), tmp_path / "second"
+    p1, p2 = (load_patch(str(run / "patch.safetensors")) for run in (first, second))
+    p3 = load_patch(str(tmp_path / "third/patch.safetensors"))
+    assert p2.metadata.base == p1.metadata.result
+    assert [step.parent for step in p2.metadata.lineage] == [p1.metadata.result]
+    assert bits(check_own_patch(tmp_path / "same", first)) == bits(p2)
+    chained = chain([p1, p2])
+    exported = export_patch(base, second, "", print)
+    assert bits(chained) == bits(exported)
+    assert chained.metadata.result == exported.metadata.result == p3.metadata.base
+    assert [step.parent for step in chain([p1, p2, p3]).metadata.lineage] == [
+        p1.metadata.base,
+        p1.metadata.result,
+        p2.metadata.result,
+    ]
+
+
+def count_in_two_goes(rank: int, ranks: int, folder: str, base: str) -> None:
+    settings = EXACT | DOCUMENTS | {"checkpoint.initial_load_path": base}
     count(rank, ranks, folder, settings | {"idf.num_batches": 3})
     if rank == 0:
         path = Path(folder) / "idf.safetensors"
@@ -182,10 +370,32 @@ def count_in_two_goes(rank: int, ranks: int, folder: str) -> None:
     count(rank, ranks, folder, settings)
 
 
-@pytest.mark.parametrize("ranks", [1, 4])
-def test_counts_do_not_depend_on_ranks_or_interruptions(
-    idf: Path, ranks: int, tmp_path: Path
-) -> None:
-    run_on_ranks(count_in_two_goes, ranks, str(tmp_path))
-    assert (tmp_path / "idf.safetensors").read_bytes() == idf.read_bytes()
+def test_counts_do_not_depend_on_ranks_or_interruptions(bases: Path, tmp_path: Path) -> None:
+    base = base_of(bases, "tfidf")
+    run_on_ranks(count_in_two_goes, 4, str(tmp_path), str(base))
+    assert (tmp_path / "idf.safetensors").read_bytes() == idf_of(bases).read_bytes()
     assert (tmp_path / "document_frequency.png").stat().st_size > 10_000
+
+
+def idf_of(bases: Path) -> Path:
+    return bases / "idf/idf.safetensors"
+
+
+def test_a_count_that_is_killed_ends_with_the_same_file(bases: Path, tmp_path: Path) -> None:
+    base = base_of(bases, "tfidf")
+    settings = EXACT | DOCUMENTS | {"checkpoint.initial_load_path": base}
+    path = tmp_path / "idf.safetensors"
+    partial = path.with_name(path.name + ".partial")
+    words = arguments(path.parent, settings, IDF_CONFIG)
+    processes = start_ranks(2, *words, program=[str(ROOT / "tools/compute_idf.py")])
+    while not partial.exists():
+        assert all(process.poll() is None for process in processes), "a rank ended early"
+        time.sleep(0.01)
+    time.sleep(random.uniform(0, 0.1))
+    for process in processes:
+        process.send_signal(signal.SIGKILL)
+    finish(processes, code=-signal.SIGKILL)
+    assert not path.exists(), "it was killed before its end"
+    run_on_ranks(count, 1, str(path.parent), settings)
+    assert path.read_bytes() == idf_of(bases).read_bytes()
+    assert not partial.exists(), "the complete file replaces it"
