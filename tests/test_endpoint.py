@@ -26,6 +26,7 @@ from titan_smf.data.endpoint import ChatClient, Endpoint
 from titan_smf.data.facts import Fact
 from titan_smf.data.records import read_records
 from titan_smf.data.rewriting import (
+    Plan,
     load_prompt,
     mentions,
     plan,
@@ -153,7 +154,8 @@ def test_the_plan_is_what_is_asked_and_every_statement_has_the_answer(tmp_path: 
         planned = plan(client_of(server.url, tmp_path), prompt, wishes)
         assert (planned.requests, planned.kept) == (5 * 3, 0)
         assert "about 0.05 at 1 and 2 a million" not in planned.describe(0, 0)
-        texts, outcome = write(client_of(server.url, tmp_path), prompt, wishes, 3, lambda _: None)
+        client = client_of(server.url, tmp_path)
+        texts, outcome = write(client, prompt, wishes, planned, 3, lambda _: None)
         assert len(server.bodies) == outcome.requests == planned.requests
         assert (outcome.tokens_in, outcome.tokens_out, outcome.unused) == (1500, 750, 0)
         for number, statements in enumerate(texts):
@@ -166,7 +168,7 @@ def test_the_plan_is_what_is_asked_and_every_statement_has_the_answer(tmp_path: 
             planned = plan(client_of(server.url, tmp_path), prompt, wanted)
             assert (planned.requests, planned.kept) == (requests, 15)
             client = client_of(server.url, tmp_path)
-            assert write(client, prompt, wanted, 3, lambda _: None)[1].requests == requests
+            assert write(client, prompt, wanted, planned, 3, lambda _: None)[1].requests == requests
 
 
 BAD_STATEMENTS = {
@@ -177,6 +179,7 @@ BAD_STATEMENTS = {
     "a question": completion("Is it Rome?"),
     "cut": completion("The answer is Rome", "length"),
     "said before": completion("It is Rome."),
+    "half a character": completion("The \ud800 of Rom."),
 }
 
 
@@ -194,7 +197,7 @@ def test_answers_that_cannot_be_used_are_asked_for_again(name: str, tmp_path: Pa
 
     with chat_server(behave) as server:
         client = client_of(server.url, tmp_path)
-        (texts,), outcome = write(client, prompt, [wish], 1, lambda _: None)
+        (texts,), outcome = write(client, prompt, [wish], Plan(), 1, lambda _: None)
         assert texts == ("It is Rome.", "\u201cROME\u201d, says he.", "In Rome it is.")
         assert outcome.requests == len(server.bodies) == 6
         assert outcome.unused == (name != "said before")
@@ -219,7 +222,8 @@ def test_rewrites_are_of_the_chunk(tmp_path: Path) -> None:
         with chat_server(first(answer, good)) as server:
             client = client_of(server.url, cache)
             wish = rewrite_wish(chunk, 1)
-            (texts,), outcome = write(client, load_prompt("documents"), [wish], 1, lambda _: None)
+            prompt = load_prompt("documents")
+            (texts,), outcome = write(client, prompt, [wish], Plan(), 1, lambda _: None)
             assert (texts, outcome.unused) == ((good,), 1)
 
 
@@ -331,6 +335,47 @@ def test_at_a_terminal_the_cost_is_agreed_to(
     finally:
         os.close(keyboard)
         os.close(terminal)
+
+
+def test_one_refusal_ends_the_waits_of_all_requests(asked: Callable[..., list[str]]) -> None:
+    def behave(number: int, _: dict[str, Any]) -> Answer:
+        bad_key = Answer(failure(401, "Bad key").content, 401, seconds=0.5)
+        return bad_key if number == 0 else failure(429, "Slow down", Retry_After="100")
+
+    with chat_server(behave) as server:
+        done = run_tool(*asked(server.url, "--yes"))
+        assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+        assert "Bad key" in done.stderr
+        assert len(server.bodies) == 8
+
+
+def test_progress_is_told_while_requests_are_answered(asked: Callable[..., list[str]]) -> None:
+    def slowly(number: int, body: dict[str, Any]) -> Answer:
+        return Answer(write_statements(number, body).content, seconds=0.2)
+
+    with chat_server(slowly) as server:
+        done = run_tool(*asked(server.url, "--yes", "--concurrency", "2"))
+    told = re.findall(
+        r"^(\d+)/24 requests, \d+ tokens out, 0 answers .*, \d+ s left$", done.stdout, re.M
+    )
+    assert len(told) >= 2, done.stdout
+    assert 0 < int(told[0]) < int(told[-1]) <= 24
+
+
+def test_an_interrupted_run_says_how_to_go_on(asked: Callable[..., list[str]]) -> None:
+    def slowly(number: int, body: dict[str, Any]) -> Answer:
+        return Answer(write_statements(number, body).content, seconds=0.2)
+
+    with chat_server(slowly) as server:
+        command = [sys.executable, str(TOOL), *asked(server.url, "--yes", "--concurrency", "2")]
+        tool = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        while len(server.bodies) < 4:
+            assert tool.poll() is None
+            time.sleep(0.01)
+        tool.send_signal(signal.SIGINT)
+        _, errors = tool.communicate(timeout=30)
+        assert (tool.returncode, errors) == (130, "interrupted; run again to resume\n")
+        assert len(server.bodies) < 12
 
 
 def test_facts_without_statements_are_left_out_and_named(

@@ -88,7 +88,11 @@ def test_triviaqa_answers_are_the_value_first_then_its_aliases(tmp_path: Path) -
     parquet = tmp_path / "rc.parquet"
     features = datasets.Dataset.from_list(rows)
     features.to_parquet(str(parquet))
-    for path in (str(parquet), write_jsonl(tmp_path / "rc.jsonl", rows)):
+    hub = tmp_path / "hub" / "rc"
+    hub.mkdir(parents=True)
+    (hub / "validation-00000-of-00001.parquet").write_bytes(parquet.read_bytes())
+    jsonl = write_jsonl(tmp_path / "rc.jsonl", rows)
+    for path in (str(parquet), jsonl, f"hf:{hub.parent}"):
         expected = Question("tc_1", str(TRIVIAQA["question"]), TRIVIAQA_ANSWERS)
         assert open_questions(path) == [expected]
 
@@ -96,12 +100,16 @@ def test_triviaqa_answers_are_the_value_first_then_its_aliases(tmp_path: Path) -
 def test_simpleqa_is_the_same_from_csv_and_jsonl(tmp_path: Path) -> None:
     table = tmp_path / "simple_qa_test_set.csv"
     with table.open("w", newline="", encoding="utf-8-sig") as file:
-        writer = csv.DictWriter(file, list(SIMPLEQA))
+        writer = csv.DictWriter(file, ["problem", "answer", "metadata"])
         writer.writeheader()
         writer.writerow(SIMPLEQA)
     zipped = tmp_path / "test.csv.gz"
     zipped.write_bytes(gzip.compress(table.read_bytes()))
-    for path in (str(table), str(zipped), write_jsonl(tmp_path / "simple.jsonl", [SIMPLEQA])):
+    hub = tmp_path / "hub"
+    hub.mkdir()
+    (hub / "test.csv").write_bytes(table.read_bytes())
+    jsonl = write_jsonl(tmp_path / "simple.jsonl", [SIMPLEQA])
+    for path in (str(table), str(zipped), jsonl, f"hf:{hub}?split=test"):
         assert open_questions(path) == [Question("0", "Who, in 1975?", ('Ada "A" Byron',))]
 
 

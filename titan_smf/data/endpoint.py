@@ -174,7 +174,7 @@ def _reply(response: Any) -> Reply:
     usage = response.get("usage") or {}
     finish = choice.get("finish_reason")
     return Reply(
-        "" if finish == "content_filter" else text,
+        "" if finish == "content_filter" else text.encode(errors="replace").decode(),
         finish != "length",
         int(usage.get("prompt_tokens") or 0),
         int(usage.get("completion_tokens") or 0),

@@ -196,55 +196,74 @@ def write(
     client: ChatClient,
     prompt: Prompt,
     wishes: Sequence[Wish],
+    planned: Plan,
     concurrency: int,
     report: Callable[[str], None],
 ) -> tuple[list[tuple[str, ...]], Outcome]:
     """For each wish as many different texts as it wants, or what could be had.
 
-    `report` is called with a progress line about every second.
+    `report` is called with a progress line about every second, with the time left until what was
+    `planned` is done.
 
     Raises:
         EndpointError: a request cannot be answered; the answers so far are kept.
     """
-    outcome = Outcome()
-    lock = threading.Lock()
+    progress = _Progress(planned.requests, report)
 
     def grant(wish: Wish) -> tuple[str, ...]:
         texts, number, unused = _from_kept(client, prompt, wish)
-        with lock:
-            outcome.unused += unused
+        progress.add_kept(unused)
         while len(texts) < wish.count and number < _limit(prompt, wish):
             body = client.body(prompt.messages(wish.values, number), prompt.request)
             reply = client.ask(body, number)
             found = wish.texts_of(reply)
             texts.update(dict.fromkeys(found))
+            progress.add(reply, bool(found))
             number += 1
-            with lock:
-                outcome.requests += 1
-                outcome.tokens_in += reply.tokens_in
-                outcome.tokens_out += reply.tokens_out
-                outcome.unused += not found
         return tuple(texts)[: wish.count]
 
-    granted: dict[int, tuple[str, ...]] = {}
-    start = reported = time.monotonic()
     pool = ThreadPoolExecutor(concurrency)
     try:
-        futures = {pool.submit(grant, wish): index for index, wish in enumerate(wishes)}
+        futures = [pool.submit(grant, wish) for wish in wishes]
         for done in as_completed(futures):
-            granted[futures[done]] = done.result()
-            now = time.monotonic()
-            if now - reported >= 1 or len(granted) == len(wishes):
-                reported = now
-                left = (now - start) * (len(wishes) - len(granted)) / len(granted)
-                report(
-                    f"{len(granted):,}/{len(wishes):,} records, {outcome.requests:,} requests, "
-                    f"{outcome.tokens_out:,} tokens out, {left:.0f} s left"
-                )
+            done.result()
+    except BaseException:
+        client.stopped.set()  # the others need not go on
+        raise
     finally:
-        client.stopped.set()  # where one request failed, the others give up
         pool.shutdown(wait=True, cancel_futures=True)
-    return [granted[index] for index in range(len(wishes))], outcome
+    return [future.result() for future in futures], progress.outcome
+
+
+class _Progress:
+    """What came of asking so far, told about every second; many threads may add to it."""
+
+    def __init__(self, planned: int, report: Callable[[str], None]) -> None:
+        self.outcome = Outcome()
+        self._planned = planned
+        self._report = report
+        self._lock = threading.Lock()
+        self._start = self._reported = time.monotonic()
+
+    def add_kept(self, unused: int) -> None:
+        with self._lock:
+            self.outcome.unused += unused
+
+    def add(self, reply: Reply, useful: bool) -> None:
+        with self._lock:
+            self.outcome.requests += 1
+            self.outcome.tokens_in += reply.tokens_in
+            self.outcome.tokens_out += reply.tokens_out
+            self.outcome.unused += not useful
+            now = time.monotonic()
+            if now - self._reported >= 1:
+                self._reported = now
+                done = self.outcome.requests
+                left = (now - self._start) * max(0, self._planned - done) / done
+                self._report(
+                    f"{done:,}/{self._planned:,} requests, {self.outcome.tokens_out:,} tokens out, "
+                    f"{self.outcome.unused:,} answers of no use, {left:.0f} s left"
+                )
 
 
 def _from_kept(client: ChatClient, prompt: Prompt, wish: Wish) -> tuple[dict[str, None], int, int]:

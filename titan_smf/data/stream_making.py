@@ -253,7 +253,7 @@ def _asked(
             raise ConfigError("yes", "no terminal to ask at", "--yes, to agree to this cost")
         if input("Go on? [y/N] ").strip().lower() not in ("y", "yes"):
             raise DataError("stopped; nothing was asked")
-    texts, outcome = write(client, prompt, wishes, asking.concurrency, report)
+    texts, outcome = write(client, prompt, wishes, planned, asking.concurrency, report)
     report(outcome.describe())
     return texts
 
