@@ -8,107 +8,19 @@ import subprocess
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
 
 import pytest
-import tomli_w
 import torch
+from report_runs import FULL, SPARSE, notes, report, result, scores, table, write_lines, write_run
 
 from titan_smf.errors import UserError
+from titan_smf.report.document import Fragment, Section, write_document
 from titan_smf.report.estimates import Estimate, over_seeds, t_quantile
 from titan_smf.report.frontier import Matched, Point, at_learning, frontier
 from titan_smf.report.slot_usage import Selections
-from titan_smf.report.write import write_report
 from titan_smf.sparse.idf_file import IdfMetadata, IdfModel, save_idf
 
 TOOL = Path(__file__).parents[1] / "tools/report.py"
-SETS = {
-    "new_facts": ("target", "questions", "f1"),
-    "known_facts": ("held_out", "questions", "f1"),
-    "background": ("background", "tokens", "loss"),
-}
-SPARSE, FULL = "sparse memory, t=100", "full finetuning"
-
-Scores = dict[str, tuple[float, float]]
-"""Of each set before and after training."""
-
-
-def scores(learned: float, known: float, loss: float = 1.0) -> Scores:
-    return {"new_facts": (0.0, learned), "known_facts": (0.8, known), "background": (1.0, loss)}
-
-
-def result(name: str, step: int, mean: float, **changes: Any) -> dict[str, Any]:
-    """A line of results.jsonl with an interval of 0.1 to both sides."""
-    role, kind, metric = SETS.get(name, ("other", "questions", "f1"))
-    value = {"mean": mean, "low": mean - 0.1, "high": mean + 0.1}
-    return {
-        "set": name,
-        "role": role,
-        "kind": kind,
-        "step": step,
-        "checkpoint": f"step-{step}",
-        "count": 100,
-        "metrics": {metric: value},
-        "settings": {},
-        "seconds": 1.0,
-    } | changes
-
-
-def write_run(
-    folder: Path,
-    method: str,
-    rate: float,
-    seed: int,
-    ends: Scores,
-    kind: str = "sparse_memory",
-    idf_path: str = "",
-) -> Path:
-    """A finished run of 10 steps."""
-    folder.mkdir(parents=True)
-    other = 0.123  # the rate that this method does not use
-    config = {
-        "job": {"description": method},
-        "debug": {"seed": seed},
-        "finetune": {"method": kind},
-        "memory": {"value_lr": rate if kind == "sparse_memory" else other},
-        "optimizer": {"lr": other if kind == "sparse_memory" else rate},
-        "selection": {"idf_path": idf_path},
-    }
-    (folder / "config.toml").write_text(tomli_w.dumps(config))
-    lines = [result(name, step, ends[name][step // 10]) for step in (0, 10) for name in ends]
-    write_lines(folder / "results.jsonl", lines)
-    steps = [{"step": step, "loss": 1.0, "trainable/numbers": 1600} for step in range(1, 11)]
-    write_lines(folder / "metrics.jsonl", steps)
-    return folder
-
-
-def write_lines(path: Path, lines: list[dict[str, Any]]) -> None:
-    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-
-
-def report(*paths: Path) -> str:
-    """The markdown of a report, written into `report` beside the first folder."""
-    output = paths[0].parent / "report"
-    write_report(paths, output)
-    return (output / "report.md").read_text()
-
-
-def table(markdown: str, heading: str, below: str = "") -> dict[str, dict[str, str]]:
-    """The first table under a heading (and a line after it): its rows by name, cells by column."""
-    text = markdown.split(f"# {heading}\n")[1]
-    lines = text.split(f"\n{below}")[1].split("\n") if below else text.split("\n")
-    first = next(number for number, line in enumerate(lines) if line.startswith("|"))
-    rows = []
-    for line in lines[first:]:
-        if not line.startswith("|"):
-            break
-        rows.append([cell.strip() for cell in line.strip("|").split(" | ")])
-    assert len({len(row) for row in rows}) == 1, "every row has a cell for each column"
-    return {row[0]: dict(zip(rows[0], row, strict=True)) for row in rows[2:]}
-
-
-def notes(markdown: str) -> str:
-    return markdown.split("## What could not be read or used\n")[1]
 
 
 def test_frontier_keeps_what_no_other_run_beats_and_interpolates_between_neighbours() -> None:
@@ -221,6 +133,31 @@ def test_without_a_chosen_rate_every_rate_is_shown_and_one_seed_is_said(tmp_path
     assert "No rate was chosen" in text
 
 
+def test_the_rate_is_the_one_that_a_method_sweeps(tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    for number, rate in enumerate([1e-3, 4e-3]):
+        run = write_run(root / f"{number}", "values", 1e-4, 0, scores(0.7, 0.8), kind="full")
+        config = (run / "config.toml").read_text()
+        (run / "config.toml").write_text(config.replace("value_lr = 0.123", f"value_lr = {rate}"))
+    (root / "chosen.json").write_text(json.dumps({"values": 4e-3}))
+    text = report(root)
+    assert table(text, "Learning and forgetting")["values"]["rate"] == "0.004"
+    assert "Nothing." in notes(text)
+
+
+def test_runs_that_have_not_come_to_their_end_are_left_out(tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    write_run(root / "done", SPARSE, 100.0, 0, scores(0.7, 0.76))
+    begun = write_run(root / "begun", SPARSE, 200.0, 0, scores(0.2, 0.78))
+    for name in ("results.jsonl", "metrics.jsonl"):
+        lines = map(json.loads, (begun / name).read_text().splitlines())
+        write_lines(begun / name, [line | {"step": line["step"] // 2} for line in lines])
+    text = report(root)
+    assert table(text, "Learning and forgetting")[SPARSE]["rate"] == "100"
+    expected = f"{begun}: left out, evaluated until step 5, other runs of {SPARSE} until step 10"
+    assert expected in notes(text)
+
+
 def test_rates_chosen_in_a_folder_hold_for_the_runs_below_it(tmp_path: Path) -> None:
     root = tmp_path / "root"
     for seed, chosen in enumerate([100.0, 200.0]):
@@ -229,6 +166,9 @@ def test_rates_chosen_in_a_folder_hold_for_the_runs_below_it(tmp_path: Path) -> 
         (root / f"s{seed}/chosen.json").write_text(json.dumps({SPARSE: chosen}))
     row = table(report(root), "Learning and forgetting")[SPARSE]
     assert (row["rate"], row["seeds"]) == ("100, 200", "2")
+    lower = table(report(root / "s1/200.0"), "Learning and forgetting")[SPARSE]
+    assert lower["rate"] == "200"
+    assert "No rate was chosen" not in (root / "s1/report/report.md").read_text()
     assert row["new_facts F1 after"].startswith("0.375 ")
 
 
@@ -327,7 +267,19 @@ def test_a_run_that_diverged_is_named_and_reaches_no_frontier(tmp_path: Path) ->
 def test_a_run_given_twice_counts_once(tmp_path: Path) -> None:
     run = write_run(tmp_path / "root/a", SPARSE, 100.0, 0, scores(0.7, 0.76))
     text = report(run.parent, run, run.parent / "../root")
-    assert "1 methods, 1 runs" in text
+    assert "Methods: 1. Runs: 1. " in text
+    assert "Nothing." in notes(text)
+
+
+def test_runs_without_a_seed_are_as_many_draws_of_chance(tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    for name, learned in (("a", 0.7), ("b", 0.8)):
+        config = write_run(root / name, SPARSE, 100.0, 0, scores(learned, 0.8)) / "config.toml"
+        config.write_text(config.read_text().replace("seed = 0\n", ""))
+    text = report(root)
+    row = table(text, "Learning and forgetting")[SPARSE]
+    assert row["seeds"] == "2"
+    assert row["new_facts F1 after"].startswith("0.750 [")
     assert "Nothing." in notes(text)
 
 
@@ -359,9 +311,9 @@ class Page(HTMLParser):
 
 def test_html_is_one_file_and_names_are_no_markup(tmp_path: Path) -> None:
     hostile = (
-        '<script>alert("1")</script> $\\frac{ | `x` ![a](http://b.c/d.png) *x* \u202e\u2028&amp;'
+        '<script>alert("1")</script> $\\frac{$ | `x` ![a](http://b.c/d.png) *x* \u202e\u2028&amp;'
     )
-    shown = '<script>alert("1")</script> $\\frac{ | `x` ![a](http://b.c/d.png) *x* &amp;'
+    shown = '<script>alert("1")</script> $\\frac{$ | `x` ![a](http://b.c/d.png) *x* &amp;'
     ends = {**scores(0.7, 0.76), "../../<b>set</b>": (0.5, 0.4)}
     role = {"role": "held_out"}
     run = write_run(tmp_path / "root/a", hostile, 100.0, 0, ends)
@@ -395,6 +347,13 @@ def test_html_is_one_file_and_names_are_no_markup(tmp_path: Path) -> None:
     assert cells == 6 + 2 * 3, "a pipe in a name makes no cell"
     without_pictures = re.sub(r"\]\([a-z0-9-]+\.png\)", "", text)
     assert not re.search(r"<|(?<!\\)`|(?<!\\)\]\(", without_pictures)
+
+
+def test_a_section_can_bring_html_of_its_own(tmp_path: Path) -> None:
+    fragment = Fragment('<p style="color: red">core</p>', "core (in the HTML it is red)")
+    write_document(tmp_path, "title", [Section("Accesses", [fragment])])
+    assert fragment.html in (tmp_path / "report.html").read_text()
+    assert (tmp_path / "report.md").read_text() == f"# title\n\n## Accesses\n\n{fragment.text}\n"
 
 
 def test_slot_usage_by_hand(tmp_path: Path) -> None:
@@ -495,4 +454,4 @@ def test_reads_the_configuration_that_runs_save(tmp_path: Path) -> None:
         "sparse_memory": "0.25",
         "full": "0.25",
     }
-    assert "seeds 7." in text
+    assert "Seeds: 7." in text

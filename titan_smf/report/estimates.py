@@ -8,12 +8,12 @@ CONFIDENCE = 0.95
 
 HOW = (
     "Intervals are of 95%. With several seeds: the t-interval of the mean over the seeds' values. "
-    "Their spread holds that of the questions, too; seeds are taken as independent and roughly "
-    "normal, and with two or three of them the interval is wide for good reason. Seeds with one "
-    "and the same value, such as scores of one base model, have none. With one seed: the "
-    "bootstrap over questions that the evaluation made, which says nothing about another seed; "
-    "for differences the intervals of both ends are joined as if they were independent, which is "
-    "too wide rather than too narrow for the same questions asked twice."
+    "It takes seeds as independent and roughly normal, is wide with two or three of them for good "
+    "reason, and holds the chance in the choice of questions only as far as seeds ask different "
+    "ones. Seeds with one and the same value, such as scores of one base model, have none. With "
+    "one seed: the bootstrap over questions that the evaluation made, which says nothing about "
+    "another seed; for differences the intervals of both ends are joined as if they were "
+    "independent, which is too wide rather than too narrow for the same questions asked twice."
 )
 
 

@@ -152,7 +152,8 @@ class Comparison:
 def compare(runs: Sequence[Run], notes: list[str]) -> list[Comparison]:
     """Returns the comparisons that can be made of runs, one for each target, by its name.
 
-    Runs of one method, rate and seed beyond the first are left out and named in `notes`.
+    Runs of one method, rate and seed beyond the first are left out and named in `notes`; so are
+    those that have not come as far as others of their method.
     """
     by_target: dict[EvaluationSet, list[Run]] = {}
     for run in runs:
@@ -173,9 +174,9 @@ def _comparison(target: EvaluationSet, runs: Sequence[Run], notes: list[str]) ->
                     f"{known.role} {known.kind} in other runs"
                 )
     by_method: dict[str, list[Run]] = {}
-    for run in _without_duplicates(runs, notes):
+    for run in runs:
         by_method.setdefault(run.method, []).append(run)
-    methods = [Method(name, tuple(runs)) for name, runs in by_method.items()]
+    methods = [Method(name, _to_compare(runs, notes)) for name, runs in by_method.items()]
     for method in methods:
         rates = {run.chosen[method.name] for run in method.runs if method.name in run.chosen}
         if rates and method.chosen is None:
@@ -201,21 +202,32 @@ def mean_of(values: Iterable[float | None]) -> float | None:
     return math.fsum(known) / len(known) if known else None
 
 
-def _without_duplicates(runs: Sequence[Run], notes: list[str]) -> list[Run]:
-    first: dict[tuple[str, float, int | None], Run] = {}
+def _to_compare(runs: Sequence[Run], notes: list[str]) -> tuple[Run, ...]:
+    """The runs of one method that are at their end, one for each rate and seed."""
+    if len({run.rate for run in runs}) == 1:
+        # A method may sweep the other rate: that of the values where all else is frozen.
+        other = {run.optimizer_rate if run.rate_is_of_values else run.values_rate for run in runs}
+        for run in runs if len(other) > 1 else []:
+            run.rate_is_of_values = not run.rate_is_of_values
+    last = max(run.last_step for run in runs)
+    first: dict[tuple[float, int], Run] = {}
     kept = []
     for run in runs:
-        other = first.setdefault((run.method, run.rate, run.seed), run)
-        if other is run:
-            kept.append(run)
+        if run.last_step < last:
+            notes.append(
+                f"{run.folder}: left out, evaluated until step {run.last_step}, other runs of "
+                f"{run.method} until step {last}"
+            )
         elif run.seed is None:
-            kept.append(run)  # two draws of chance, not the same run twice
+            kept.append(run)  # each a draw of chance of its own
+        elif (other_run := first.setdefault((run.rate, run.seed), run)) is run:
+            kept.append(run)
         else:
             notes.append(
-                f"{run.folder}: left out, {other.folder} has the same description, rate and seed "
-                f"({run.method}, {run.rate:g}, {run.seed})"
+                f"{run.folder}: left out, {other_run.folder} has the same description, rate and "
+                f"seed ({run.method}, {run.rate:g}, {run.seed})"
             )
-    return kept
+    return tuple(kept)
 
 
 def _order(method: Method) -> tuple[int, list[tuple[int, str]]]:

@@ -22,11 +22,11 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#2
 """Told apart with any kind of colour vision (Okabe and Ito 2008), all but their yellow."""
 DASHES = ("-", (0, (4, 1.5)), (0, (1, 1.2)))
 MARKERS = "os^DvP*"
-SMALLEST, LARGEST = 25.0, 260.0
+SMALLEST, LARGEST = 45.0, 280.0
 """Areas of points, in square points of print."""
 LINEAR_RISE = 0.01
 """Of a loss, nats: below it the axis is linear, above logarithmic."""
-RISES = [digit * 10.0**power for power in range(-3, 3) for digit in (1, 2, 5)]
+RISES = [0.002, 0.005, *(digit * 10.0**power for power in range(-2, 3) for digit in (1, 2, 5))]
 """Where that axis may have ticks."""
 
 
@@ -94,59 +94,32 @@ def learning_curves(comparison: Comparison) -> Section:
 
 def _cost(comparison: Comparison, evaluated: EvaluationSet) -> Picture | None:
     """Up and to the right is better: scores kept in % of the start, losses' rise downwards."""
-    target, is_score = comparison.target, evaluated.metric.higher_is_better
+    target = comparison.target
     figure = Figure(figsize=(10, 5.6), layout="constrained")
     axes = figure.subplots()
     style_of = styles(comparison.methods)
-    sizes = _areas([s for method in comparison.methods for s in method.by_rate])
-    entries, lowest = [], 0.0
+    areas = Areas([s for method in comparison.methods for s in method.by_rate])
+    entries, drawn = [], []
     for method in comparison.methods:
-        style = style_of[method.name]
-        places: list[tuple[Point, Setting]] = []
-        for setting in method.by_rate:
-            learned, cost = setting.end(target), _cost_of(setting, evaluated)
-            if learned is not None and cost is not None:
-                places.append((Point(learned.mean, cost), setting))
-        best = frontier([point for point, _ in places])
-        if not best:
-            continue
-        height = (lambda cost: 1 - cost) if is_score else (lambda cost: cost)
-        xs, ys = [p.learning for p in best], [height(p.forgetting) for p in best]
-        axes.plot(xs, ys, color=style.colour, linestyle=style.dash, linewidth=1.6, zorder=2)
-        for point, setting in places:
-            on_line = point in best
-            axes.scatter(
-                point.learning,
-                height(point.forgetting),
-                s=sizes(setting),
-                marker=style.marker,
-                facecolor=style.colour if on_line else "none",
-                edgecolor="white" if on_line else style.colour,
-                alpha=1.0 if on_line else 0.6,
-                linewidth=0.8,
-                zorder=3,
-            )
-            lowest = max(lowest, point.forgetting)
-        shown = mean_of(s.numbers_per_step for s in method.by_rate)
-        entries.append((style, f"{method.name}  ({size(shown)})"))
-    if not entries:
+        if points := _draw_rates(axes, method, target, evaluated, style_of[method.name], areas):
+            drawn += points
+            shown = mean_of(s.numbers_per_step for s in method.by_rate)
+            entries.append((style_of[method.name], f"{method.name}  ({size(shown)})"))
+    if not drawn:
         return None
-    axes.set_xlabel(f"{_label(target.label)} after training  \N{RIGHTWARDS ARROW} learned more")
-    if is_score:
+    if evaluated.metric.higher_is_better:
         axes.set_ylabel(f"{_label(evaluated.label)} kept, % of start")
-        axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+        axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
         axes.axhline(1.0, color="0.75", linewidth=1, zorder=1)
+        axes.set_ylim(bottom=min(axes.get_ylim()[0], 0.8))
     else:
         axes.set_ylabel(f"rise of {_label(evaluated.label)} (axis turned: up is better)")
-        if lowest > 10 * LINEAR_RISE:
-            axes.set_yscale("symlog", linthresh=LINEAR_RISE)
-            low, high = axes.get_ylim()
-            ticks = [sign * rise for rise in RISES[1:] for sign in (-1, 1)] + [0.0]
-            axes.set_yticks([tick for tick in ticks if low <= tick <= high])
-            axes.yaxis.set_major_formatter("{x:g}")
-            axes.yaxis.set_minor_locator(NullLocator())
-        axes.invert_yaxis()
         axes.axhline(0.0, color="0.75", linewidth=1, zorder=1)
+        _scale_rises(axes, [point.forgetting for point in drawn])
+    # From 0 on: small differences shall look small.
+    learned = [point.learning for point in drawn]
+    axes.set_xlim(min(0.0, *learned), 1.06 * max(0.1, *learned))
+    axes.set_xlabel(f"{_label(target.label)} after training  \N{RIGHTWARDS ARROW} learned more")
     plain_axes(axes)
     legend(figure, entries, "method  (numbers that a step trains)")
     caption = (
@@ -155,6 +128,66 @@ def _cost(comparison: Comparison, evaluated: EvaluationSet) -> Picture | None:
         "join the points that no other one of the method beats; hollow points are beaten."
     )
     return Picture(f"{evaluated.name} against learning", png(figure), caption)
+
+
+def _draw_rates(
+    axes: Axes,
+    method: Method,
+    target: EvaluationSet,
+    evaluated: EvaluationSet,
+    style: Style,
+    areas: "Areas",
+) -> list[Point]:
+    """A point for each rate and the line of the frontier; returns the finite points."""
+    is_score = evaluated.metric.higher_is_better
+    places: list[tuple[Point, Setting]] = []
+    for setting in method.by_rate:
+        learned, cost = setting.end(target), _cost_of(setting, evaluated)
+        if learned and cost is not None and math.isfinite(learned.mean) and math.isfinite(cost):
+            places.append((Point(learned.mean, cost), setting))
+
+    def height(point: Point) -> float:
+        return 1 - point.forgetting if is_score else point.forgetting
+
+    best = frontier([point for point, _ in places])
+    axes.plot(
+        [point.learning for point in best],
+        [height(point) for point in best],
+        color=style.colour,
+        linestyle=style.dash,
+        linewidth=1.6,
+        zorder=2,
+    )
+    for point, setting in places:
+        on_line = point in best
+        axes.scatter(
+            point.learning,
+            height(point),
+            s=areas.of(setting),
+            marker=style.marker,
+            facecolor=style.colour if on_line else "none",
+            edgecolor="white" if on_line else style.colour,
+            alpha=1.0 if on_line else 0.6,
+            linewidth=0.8,
+            zorder=3,
+        )
+    return [point for point, _ in places]
+
+
+def _scale_rises(axes: Axes, rises: Sequence[float]) -> None:
+    """The vertical axis for rises, turned; logarithmic above `LINEAR_RISE` where they are large."""
+    low, high = min(0.0, *rises), max(LINEAR_RISE, *rises)
+    if high <= 10 * LINEAR_RISE:
+        margin = 0.06 * (high - low)
+        axes.set_ylim(high + margin, low - margin)
+        return
+    axes.set_yscale("symlog", linthresh=LINEAR_RISE)
+    low, high = 1.5 * low - LINEAR_RISE / 10, 1.5 * high
+    ticks = [0.0, *(sign * rise for rise in RISES for sign in (-1, 1))]
+    axes.set_yticks([tick for tick in ticks if low <= tick <= high])
+    axes.set_ylim(high, low)
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_locator(NullLocator())
 
 
 def _cost_of(setting: Setting, evaluated: EvaluationSet) -> float | None:
@@ -190,18 +223,18 @@ def _curve(axes: Axes, setting: Setting, evaluated: EvaluationSet, style: Style)
         axes.fill_between(steps, lows, highs, color=style.colour, alpha=0.12, linewidth=0)
 
 
-class _areas:
-    """Areas of points by the logarithm of their numbers; unknown ones are small."""
+class Areas:
+    """Areas of points by the logarithm of a step's trainable numbers, from those of all points."""
 
     def __init__(self, settings: Sequence[Setting]) -> None:
         logs = [math.log(n) for s in settings if (n := s.numbers_per_step)]
         self.low, self.high = (min(logs), max(logs)) if logs else (0.0, 0.0)
 
-    def __call__(self, setting: Setting) -> float:
-        if not setting.numbers_per_step:
+    def of(self, setting: Setting) -> float:
+        """In square points; the smallest where the numbers are unknown."""
+        if not setting.numbers_per_step or self.low == self.high:
             return SMALLEST
-        span = self.high - self.low
-        share = (math.log(setting.numbers_per_step) - self.low) / span if span else 0.3
+        share = (math.log(setting.numbers_per_step) - self.low) / (self.high - self.low)
         return SMALLEST + share * (LARGEST - SMALLEST)
 
 

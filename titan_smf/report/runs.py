@@ -71,6 +71,8 @@ class Run:
     """Of each set's metric, by step."""
     counts: dict[str, int] = field(default_factory=dict)
     """Items of each set."""
+    rate_is_of_values: bool = False
+    """Whether `memory.value_lr` is the rate, and not `optimizer.lr`."""
     numbers_per_step: float | None = None
     """Trainable numbers that a step changes, averaged over the steps."""
 
@@ -88,9 +90,17 @@ class Run:
     @property
     def rate(self) -> float:
         """The learning rate of what this run trains."""
-        is_sparse = self.kind == "sparse_memory"
-        section, key = ("memory", "value_lr") if is_sparse else ("optimizer", "lr")
-        return float(self.config.get(section, {}).get(key, math.nan))
+        return self.values_rate if self.rate_is_of_values else self.optimizer_rate
+
+    @property
+    def values_rate(self) -> float:
+        """`memory.value_lr`."""
+        return float(self.config.get("memory", {}).get("value_lr", math.nan))
+
+    @property
+    def optimizer_rate(self) -> float:
+        """`optimizer.lr`."""
+        return float(self.config.get("optimizer", {}).get("lr", math.nan))
 
     @property
     def seed(self) -> int | None:
@@ -168,12 +178,13 @@ def read_run(folder: Path, chosen: dict[Path, dict[str, Any]], notes: list[str])
     """
     rates: dict[str, Any] = {}
     for root, content in chosen.items():
-        if folder.is_relative_to(root):
+        if folder.resolve().is_relative_to(root):
             rates |= content
     config = _read_config(folder / CONFIG, notes)
     if config is None:
         return None
     run = Run(folder, config, rates)
+    run.rate_is_of_values = run.kind == "sparse_memory"
     if not (folder / RESULTS).is_file():
         notes.append(f"{folder}: left out, it has no {RESULTS}: not evaluated")
         return None
@@ -225,9 +236,11 @@ def _run_folders(path: Path) -> Iterator[Path]:
 
 
 def _chosen_rates(path: Path, notes: list[str]) -> dict[Path, dict[str, Any]]:
-    """Each chosen.json by its folder, outer ones before those below."""
+    """Each chosen.json above and below a path by its folder, outer ones before those below."""
+    above = [folder / CHOSEN for folder in path.resolve().parents]
+    found = [*filter(Path.is_file, above), *path.resolve().rglob(CHOSEN)]
     chosen = {}
-    for file in sorted(path.rglob(CHOSEN), key=lambda file: len(file.parts)):
+    for file in sorted(found, key=lambda file: len(file.parts)):
         try:
             content = json.loads(file.read_bytes())
             chosen[file.parent] = {name: float(rate) for name, rate in content.items()}

@@ -45,9 +45,9 @@ def _summary(comparison: Comparison) -> Section:
     seeds = sorted({run.seed for run in runs if run.seed is not None})
     kept_names = ", ".join(evaluated.label for evaluated in kept) or "nothing"
     text = (
-        f"{len(comparison.methods)} methods, {len(runs)} runs, seeds "
-        f"{', '.join(map(str, seeds)) or 'unknown'}. Learned: {comparison.target.label}. "
-        f"To be kept: {kept_names}."
+        f"Methods: {len(comparison.methods)}. Runs: {len(runs)}. "
+        f"Seeds: {', '.join(map(str, seeds)) or 'not set'}. "
+        f"To be learned: {comparison.target.label}. To be kept: {kept_names}."
     )
     return Section(f"Target: {comparison.target.name}", [Text(text)])
 
