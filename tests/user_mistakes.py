@@ -253,6 +253,11 @@ MISTAKES = {
         "--parallelism.data_parallel_replicate_degree=4",
         ranks=4,
     ),
+    "patches of no weights": with_options(
+        "checkpoint.initial_patches: got ['patch.safetensors']; allowed: [], or "
+        "checkpoint.initial_load_path beside it: the weights that the patches change",
+        "--checkpoint.initial_patches=patch.safetensors",
+    ),
     # What the tokenizer and the model check.
     "no tokenizer": with_options(
         "tokenizer.name: got ''; "

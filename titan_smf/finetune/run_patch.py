@@ -68,6 +68,7 @@ class RunPatch:
     def begin(self) -> None:
         """Take the model as it is for the base. Collective."""
         self.base = model_fingerprint(self.model)
+        logger.info("The base's fingerprint is %s", self.base)
 
     def save(self, step: int) -> None:
         """Write the patch from the base to the model after a step. Collective.
