@@ -126,8 +126,10 @@ def test_trying_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         client_of(url, tmp_path).ask(BODY, 0)
     monkeypatch.delenv(KEY_VARIABLE)
     with chat_server(first(failure(401, "Who?"))) as server:
-        with pytest.raises(EndpointError, match=f"{KEY_VARIABLE}, which holds the key, is not set"):
-            client_of(server.url, tmp_path).ask(BODY, 0)
+        client = client_of(server.url, tmp_path)
+        for _ in range(2):  # the second is not asked
+            with pytest.raises(EndpointError, match=f"{KEY_VARIABLE}, which .*, is not set"):
+                client.ask(BODY, 0)
         assert client_of(server.url, tmp_path).ask(BODY, 0).text == "Good."
         assert server.keys == [None, None]
     monkeypatch.setenv(KEY_VARIABLE, "\u201ckey\u201d")
@@ -346,7 +348,7 @@ def test_one_refusal_ends_the_waits_of_all_requests(asked: Callable[..., list[st
         done = run_tool(*asked(server.url, "--yes"))
         assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
         assert "Bad key" in done.stderr
-        assert len(server.bodies) == 8
+        assert len(server.bodies) <= 8  # none was tried again, and no other record begun
 
 
 def test_progress_is_told_while_requests_are_answered(asked: Callable[..., list[str]]) -> None:

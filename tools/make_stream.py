@@ -9,10 +9,10 @@ QUESTIONS is a jsonl, csv or parquet file with the fields of NQ-open, TriviaQA, 
 stream, a URL of one, hf:NAME?config=C&split=S, or synthetic:world?set=new_facts. TEXT is what
 tools/prepare_data.py takes. FACTS is a fact stream; its text is for pretraining.
 
-Statements and rewrites come from simple patterns, from a field of the input (--from-field), or from
-a chat endpoint (--endpoint), after its cost was shown and agreed to. Its answers are kept: a run
-that was killed and is started again pays for none twice. Exit codes: 0 done, 2 a mistake, 130
-interrupted.
+Statements and rewrites come from simple patterns, which quote the question or reorder sentences;
+from a field of the input (--from-field); or from a chat endpoint (--endpoint), after its cost was
+shown and agreed to. Its answers are kept: a run that was killed and is started again pays for none
+twice. Exit codes: 0 done, 2 a mistake, 130 interrupted.
 """
 
 import sys

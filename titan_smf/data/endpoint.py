@@ -75,8 +75,8 @@ class ChatClient:
 
     def __init__(self, endpoint: Endpoint, cache: Path) -> None:
         self.endpoint = endpoint
-        self.stopped = threading.Event()
-        """Set it to end waits between tries; every request then raises EndpointError."""
+        self._stopped = threading.Event()
+        self._failure = f"{endpoint.url}: stopped"
         if not os.environ.get(endpoint.key_variable, "").strip().isascii():
             raise ConfigError(endpoint.key_variable, "(not shown)", "a key of ASCII characters")
         base = endpoint.url.rstrip("/")
@@ -99,15 +99,15 @@ class ChatClient:
         """The answer to a request, kept from now on.
 
         Raises:
-            EndpointError: the request is refused, or no try brought an answer.
+            EndpointError: this request or one before it was refused, or no try brought an answer.
         """
         failure, wait = "", self.endpoint.first_wait
         for attempt in range(self.endpoint.tries):
             if attempt:
-                self.stopped.wait(wait)
+                self._stopped.wait(wait)
                 wait = min(2 * wait, self.endpoint.longest_wait)
-            if self.stopped.is_set():
-                raise EndpointError(f"{self._url}: stopped")
+            if self._stopped.is_set():
+                raise EndpointError(self._failure)
             try:
                 response = self._post(body)
                 reply = _reply(response)
@@ -124,10 +124,20 @@ class ChatClient:
                 kept = json.dumps({"request": body, "response": response})
                 storage.write_bytes(str(self._file(body, number)), kept.encode())
                 return reply
-        raise EndpointError(
-            f"{self._url}: {failure}, at the last of {self.endpoint.tries} tries; the answers "
+        raise self._failed(
+            f"{failure}, at the last of {self.endpoint.tries} tries; the answers "
             "so far are kept, run again to go on"
         )
+
+    def stop(self) -> None:
+        """End all waits between tries; nothing more is asked, and every request raises."""
+        self._stopped.set()
+
+    def _failed(self, why: str) -> EndpointError:
+        """The error of a request, and from now on of all others: none would fare better."""
+        self._failure = f"{self._url}: {why}"
+        self._stopped.set()
+        return EndpointError(self._failure)
 
     def _post(self, body: dict[str, Any]) -> Any:
         headers = {"Content-Type": "application/json"}
@@ -151,7 +161,7 @@ class ChatClient:
         elif asked > self.endpoint.longest_wait:
             advice = f"the server asks to wait {asked:.0f} s; run again then to go on"
         if advice:
-            raise EndpointError(f"{self._url}: {failure}; {advice}")
+            raise self._failed(f"{failure}; {advice}")
 
     def _file(self, body: dict[str, Any], number: int) -> Path:
         key = storage.sha256_hex(json.dumps([body, number], sort_keys=True).encode(), digits=40)

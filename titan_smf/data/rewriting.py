@@ -228,7 +228,7 @@ def write(
         for done in as_completed(futures):
             done.result()
     except BaseException:
-        client.stopped.set()  # the others need not go on
+        client.stop()
         raise
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
