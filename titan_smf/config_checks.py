@@ -74,6 +74,7 @@ _AT_LEAST_ONE = {
     "selection": ("top_t",),
     "stream": ("epochs",),
     "idf": ("num_batches", "batch_size", "seq_len", "checkpoint_interval"),
+    "analysis": ("limit",),
     "metrics": ("log_freq",),
     "profiling": ("profile_freq",),
 }
@@ -204,6 +205,7 @@ def _model_and_data_conditions(config: JobConfig) -> Iterator[Condition]:
         or bool(config.selection.idf_path),
         f"the file of tools/compute_idf.py for this model: selection.ranking {ranking} needs it",
     )
+    yield "analysis.sizes", all(size >= 1 for size in config.analysis.sizes), "1 or more each"
     yield (
         "data.validation",
         bool(config.data.validation) or not config.validation.enable,

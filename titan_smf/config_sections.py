@@ -249,6 +249,15 @@ class Idf:
 
 
 @dataclass
+class Analysis:
+    limit: int = 100
+    """Facts or documents that tools/analyse_accesses.py analyses, from the start of the stream."""
+
+    sizes: list[int] = field(default_factory=lambda: [25, 50, 100, 200, 500, 1000])
+    """Numbers of selected slots to compare, beside `selection.top_t`; as the paper sweeps."""
+
+
+@dataclass
 class JobConfig(titan.JobConfig):
     """All settings of a run. `where` maps the settings that were given to the place they come from
     (a file, `command line`); it is no setting, and equality ignores it."""
@@ -266,6 +275,7 @@ class JobConfig(titan.JobConfig):
     selection: Selection = field(default_factory=Selection)
     stream: Stream = field(default_factory=Stream)
     idf: Idf = field(default_factory=Idf)
+    analysis: Analysis = field(default_factory=Analysis)
 
     def __post_init__(self) -> None:
         self.where: dict[str, str] = {}

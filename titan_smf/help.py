@@ -18,6 +18,7 @@ SECTIONS = {
     "selection": "how the slots of a sparse step are chosen",
     "stream": "facts or documents to learn one a step",
     "idf": "counting how background data uses the slots",
+    "analysis": "which slots hold a fact, and what each ranking finds of them",
     "training": "steps, batch sizes, sequence length, types, gradient clipping",
     "optimizer": "optimizer, learning rate, weight decay of everything but the values",
     "lr_scheduler": "warmup, stable and decay phases",

@@ -8,6 +8,7 @@ from torch.distributed.tensor import DTensor
 from titan_smf.data.tokenizer import Tokenizer
 from titan_smf.finetune.sparse_memory import owned_slots
 from titan_smf.model.llama import MemoryLlama
+from titan_smf.sparse.accesses import OwnedSlots
 from titan_smf.sparse.document_frequency import Background, addressing_fingerprint
 from titan_smf.sparse.idf_file import IdfModel, check_idf, load_idf, read_metadata
 from titan_smf.sparse.idf_report import usage_warning
@@ -16,9 +17,13 @@ logger = logging.getLogger("titan_smf")
 
 
 def load_background(
-    path: str, model: MemoryLlama, tokenizer: Tokenizer, device: torch.device
+    path: str,
+    model: MemoryLlama,
+    tokenizer: Tokenizer,
+    device: torch.device,
+    owned: OwnedSlots | None = None,
 ) -> Background:
-    """The counts of this rank's slots. Collective.
+    """The counts of this rank's slots, or of those given. Collective.
 
     Raises:
         IdfError: the file is missing or torn, or counts for another model or tokenizer.
@@ -28,7 +33,7 @@ def load_background(
     if warning := usage_warning(metadata):
         logger.warning("%s: %s", path, warning)
     logger.info("Background: %d documents, %s", metadata.documents, path)
-    return load_idf(path, owned_slots(model), device)
+    return load_idf(path, owned or owned_slots(model), device)
 
 
 def idf_model(model: MemoryLlama, tokenizer: Tokenizer) -> IdfModel:

@@ -1,0 +1,36 @@
+#!/usr/bin/env python
+"""Analyse which memory slots hold a fact, and what each ranking finds of them. Nothing is trained.
+
+    torchrun --nproc_per_node 2 tools/analyse_accesses.py --job.config CONFIG.toml \\
+        --checkpoint.initial_load_path RUN --selection.idf_path idf.safetensors \\
+        --job.dump_folder FOLDER
+
+CONFIG.toml is that of a sparse finetuning run: its stream, batch, ranking and top_t are analysed.
+Settings are those of training (`--section.key value`); [analysis] says how many facts or documents
+and which numbers of slots. Writes access_analysis.json, access_analysis.html and pictures into
+job.dump_folder. Exit codes: 0 done, 2 a mistake.
+"""
+
+import sys
+from collections.abc import Sequence
+
+
+def main(argv: Sequence[str]) -> int:
+    """Analyse; returns the exit code."""
+    from titan_smf.config import check, load_config
+    from titan_smf.evaluation.access_analysis import analyse_accesses, analysis_config
+    from titan_smf.runtime import world_size
+    from titan_smf.trainer import run
+
+    config = analysis_config(load_config(argv))
+    check(config, world_size())
+    return run(config, analyse_accesses)
+
+
+if __name__ == "__main__":
+    if not sys.argv[1:] or {"-h", "--help"} & set(sys.argv[1:]):
+        print(__doc__)
+        sys.exit(0 if sys.argv[1:] else 2)
+    from titan_smf.runtime import end_process, run_entry_point
+
+    end_process(run_entry_point(main, sys.argv[1:]))
