@@ -178,6 +178,7 @@ BAD_STATEMENTS = {
     "filtered": completion("The answer is Rome.", "content_filter"),
     "empty": completion(" \n"),
     "without the answer": completion("It is a city.\nRomeo lives there."),
+    "only the answer": completion("Rome!\nAnswer: Rome"),
     "a question": completion("Is it Rome?"),
     "cut": completion("The answer is Rome", "length"),
     "said before": completion("It is Rome."),

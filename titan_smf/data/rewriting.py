@@ -27,6 +27,8 @@ REQUESTS_AT_MOST = 3
 CHARACTERS_PER_TOKEN = 4
 TOKENS_OF_A_STATEMENT = 15
 """Tokens beside the question and the answer."""
+WORDS_BESIDE_THE_ANSWER = 2
+"""That a statement has at least: fewer tell what the answer is, but not to what."""
 SHORTEST_REWRITE, LONGEST_REWRITE = 0.3, 4.0
 """Characters of a rewrite, as a multiple of the chunk's."""
 KEPT_NAMES = 0.5
@@ -138,7 +140,7 @@ def load_prompt(kind: str, path: str = "") -> Prompt:
 
 
 def statement_wish(question: str, answers: Sequence[str], count: int) -> Wish:
-    """`count` statements that tell one of the answers, none of them a question."""
+    """`count` statements that hold one of the answers and more, none of them a question."""
 
     def texts_of(reply: Reply) -> list[str]:
         lines = [NUMBERING.sub("", line).strip() for line in reply.text.splitlines()]
@@ -147,7 +149,7 @@ def statement_wish(question: str, answers: Sequence[str], count: int) -> Wish:
         return [
             line
             for line in lines
-            if not line.endswith("?") and any(mentions(line, answer) for answer in answers)
+            if not line.endswith("?") and any(_tells(line, answer) for answer in answers)
         ]
 
     values = {"question": question, "answer": answers[0]}
@@ -280,6 +282,11 @@ def _from_kept(client: ChatClient, prompt: Prompt, wish: Wish) -> tuple[dict[str
         unused += not found
         number += 1
     return texts, number, unused
+
+
+def _tells(statement: str, answer: str) -> bool:
+    more = len(_words(statement).split()) - len(_words(answer).split())
+    return mentions(statement, answer) and more >= WORDS_BESIDE_THE_ANSWER
 
 
 def _words(text: str) -> str:
