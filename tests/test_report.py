@@ -226,6 +226,8 @@ def test_what_cannot_be_read_is_named(tmp_path: Path) -> None:
         root / "startless/results.jsonl",
         [result("new_facts", 10, 0.6), result("known_facts", 5, 0.7)],
     )
+    rateless = write_run(root / "rateless", "rateless", 1.0, 0, scores(0.7, 0.7))
+    (rateless / "config.toml").write_text('[finetune]\nmethod = "sparse_memory"\n')
     (root / "toml").mkdir()
     (root / "toml/config.toml").write_text("[job\n")
     (root / "chosen.json").write_text(json.dumps({SPARSE: 100.0, "unfinished": 3.0}))
@@ -246,11 +248,12 @@ def test_what_cannot_be_read_is_named(tmp_path: Path) -> None:
         f"{root}/startless: new_facts was not evaluated before the first step",
         f"{root}/startless: known_facts was not evaluated at the end, step 10",
         f"{root}/toml/config.toml: run left out, cannot be read: ",
+        f"{root}/rateless: left out, config.toml names no learning rate",
         f"{root}/good/chosen.json: not used",
         "unfinished: no run has the chosen rate 3; all rates are shown",
     ):
         assert expected in said, expected
-    assert len(said.strip().split("\n")) == 13
+    assert len(said.strip().split("\n")) == 14
 
 
 def test_a_run_that_diverged_is_named_and_reaches_no_frontier(tmp_path: Path) -> None:

@@ -206,7 +206,7 @@ _STYLE = """
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--back); color: var(--ink);
   font: 16px/1.5 system-ui, sans-serif; overflow-wrap: break-word; }
-main { max-width: 72rem; margin: 0 auto; padding: 1rem; }
+main { max-width: 80rem; margin: 0 auto; padding: 1rem; }
 h1 { font-size: 1.6rem; line-height: 1.2; }
 h2 { font-size: 1.35rem; margin-top: 2.5rem; border-bottom: 1px solid var(--line); }
 h3 { font-size: 1.15rem; margin-top: 2.2rem; }
@@ -214,11 +214,11 @@ p, li { max-width: 46rem; }
 .warning { background: var(--warn); padding: .6rem .8rem; border-radius: 6px; font-weight: 600; }
 .caption, summary { font-weight: 600; margin: 1.2rem 0 .4rem; }
 summary { cursor: pointer; }
-.wide { overflow-x: auto; border: 1px solid var(--line); border-radius: 6px; }
+.wide { width: fit-content; max-width: 100%; overflow-x: auto; border: 1px solid var(--line); border-radius: 6px; }
 table { border-collapse: collapse; font-size: .875rem; font-variant-numeric: tabular-nums; }
 th, td { padding: .35rem .7rem; text-align: right; vertical-align: top; white-space: nowrap;
   border-top: 1px solid var(--line); }
-thead th { border-top: 0; background: var(--soft); white-space: normal; min-width: 5rem;
+thead th { border-top: 0; background: var(--soft); white-space: normal; min-width: 3rem;
   vertical-align: bottom; }
 tr > th:first-child { position: sticky; left: 0; background: var(--soft); text-align: left;
   font-weight: 500; white-space: normal; min-width: 6rem; max-width: min(15rem, 38vw); }

@@ -192,7 +192,9 @@ def read_run(folder: Path, chosen: dict[Path, dict[str, Any]], notes: list[str])
         _take_result(run, line, notes)
     metrics = read_lines(folder / METRICS, notes) if (folder / METRICS).is_file() else []
     _take_metrics(run, metrics)
-    if not run.values:
+    if math.isnan(run.rate):
+        notes.append(f"{folder}: left out, {CONFIG} names no learning rate")
+    elif not run.values:
         notes.append(f"{folder}: left out, {RESULTS} holds no evaluation")
     elif run.last_step == 0:
         notes.append(f"{folder}: left out, evaluated before the first step only")
@@ -318,5 +320,3 @@ def _note_gaps(run: Run, metrics: Sequence[dict[str, Any]], notes: list[str]) ->
             f"{run.folder}: evaluated at step {run.last_step} for the last time, trained to step "
             f"{trained}; its numbers are those of step {run.last_step}"
         )
-    if math.isnan(run.rate):
-        notes.append(f"{run.folder / CONFIG}: names no learning rate")

@@ -86,7 +86,7 @@ def slot_usage(comparison: Comparison) -> Section | None:
     selections: dict[str, Selections] = {}
     frequencies: dict[str, Frequencies] = {}
     for method in comparison.methods:
-        runs = sorted(method.shown(comparison.target).runs, key=lambda run: str(run.seed))
+        runs = sorted(method.shown(comparison.target).runs, key=lambda run: run.seed or 0)
         run = next((run for run in runs if (run.folder / SELECTIONS).is_file()), None)
         if run is None or (selected := read_selections(run, comparison.notes)) is None:
             continue
@@ -117,7 +117,6 @@ def slot_usage(comparison: Comparison) -> Section | None:
 class Frequencies:
     """In how many of the background's documents each slot occurs."""
 
-    path: str
     df: npt.NDArray[np.int32]
     documents: int
 
@@ -161,7 +160,7 @@ def read_frequencies(run: Run, last_slot: int, notes: list[str]) -> Frequencies 
             raise ValueError(
                 f"{documents} documents, {len(df)} slots, and slot {last_slot} selected"
             )
-        return Frequencies(path, df, documents)
+        return Frequencies(df, documents)
     except (UserError, safetensors.SafetensorError, ValueError, KeyError, TypeError) as error:
         notes.append(f"{run.folder}: document frequencies not used: {named}: {error}")
         return None

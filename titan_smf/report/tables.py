@@ -61,7 +61,7 @@ def all_runs(comparison: Comparison) -> Section:
     """Every run that the report used, with its end points."""
     rows = []
     for method in comparison.methods:
-        for run in sorted(method.runs, key=lambda run: (run.rate, str(run.seed))):
+        for run in sorted(method.runs, key=lambda run: (run.rate, run.seed or 0)):
             rows.append(
                 [
                     method.name,
