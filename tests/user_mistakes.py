@@ -95,7 +95,7 @@ MISTAKES = {
         "world.size: got '4'; allowed: the sections job, profiling, metrics, "
         "model, optimizer, lr_scheduler, training, parallelism, checkpoint, activation_checkpoint, "
         "compile, quantize, comm, memory_estimation, fault_tolerance, experimental, validation, "
-        "debug, memory, tokenizer, data, finetune, selection, stream, idf, analysis, "
+        "debug, memory, tokenizer, data, finetune, selection, stream, idf, analysis, evaluation, "
         "none has this name",
         "--world.size=4",
     ),

@@ -74,7 +74,11 @@ _AT_LEAST_ONE = {
     "selection": ("top_t",),
     "stream": ("epochs",),
     "idf": ("num_batches", "batch_size", "seq_len", "checkpoint_interval"),
+<<<<<<< HEAD
     "analysis": ("limit",),
+=======
+    "evaluation": ("max_new_tokens", "batch_size", "seq_len", "resamples"),
+>>>>>>> 3c3f933 (Evaluation of checkpoints and during training: sets, templates, results, tools/evaluate.py)
     "metrics": ("log_freq",),
     "profiling": ("profile_freq",),
 }
@@ -83,6 +87,7 @@ _NOT_NEGATIVE = {
     "memory": ("value_lr", "value_weight_decay"),
     "lr_scheduler": ("warmup_steps",),
     "checkpoint": ("keep_latest_k",),
+    "evaluation": ("interval",),
     "debug": ("seed",),
     "idf": ("first_batch",),
 }
@@ -98,13 +103,15 @@ _BOUNDS = (
 Condition = tuple[str, bool, str]  # (key, whether its value can be used, what is allowed)
 
 
-def check(config: JobConfig, world_size: int) -> None:
+def check(config: JobConfig, world_size: int, trains: bool = True) -> None:
     """Raise the first ConfigError of settings that cannot work, by themselves or together.
 
     Args:
         world_size: number of ranks of the run.
+        trains: whether there must be something to train on.
     """
-    for key, holds, allowed in chain(_supported(config), _conditions(config, world_size)):
+    needed = _data_conditions(config) if trains else ()
+    for key, holds, allowed in chain(_supported(config), _conditions(config, world_size), needed):
         if not holds:
             raise ConfigError(key, get(config, key), allowed, config.where.get(key, "default"))
 
@@ -188,15 +195,9 @@ def _training_conditions(config: JobConfig) -> Iterator[Condition]:
 
 
 def _model_and_data_conditions(config: JobConfig) -> Iterator[Condition]:
-    layers, sources = config.memory.layers or [], config.data.sources
+    layers = config.memory.layers or []
     yield "model.name", config.model.name == "memory_llama", "memory_llama"
     yield "memory.layers", len(set(layers)) == len(layers), "each block once"
-    yield (
-        "data.sources",
-        bool(sources or config.stream.path)
-        and all(s.path and 0 < s.weight < math.inf for s in sources),
-        "at least one table {path = ..., weight = ...}, with a path and a weight above 0",
-    )
     ranking = config.selection.ranking
     yield (
         "selection.idf_path",
@@ -210,6 +211,16 @@ def _model_and_data_conditions(config: JobConfig) -> Iterator[Condition]:
         "data.validation",
         bool(config.data.validation) or not config.validation.enable,
         "a path, because validation.enable is true",
+    )
+
+
+def _data_conditions(config: JobConfig) -> Iterator[Condition]:
+    sources = config.data.sources
+    yield (
+        "data.sources",
+        bool(sources or config.stream.path)
+        and all(s.path and 0 < s.weight < math.inf for s in sources),
+        "at least one table {path = ..., weight = ...}, with a path and a weight above 0",
     )
 
 

@@ -248,6 +248,66 @@ class Idf:
     """Batches between two partial files, from which a count that was stopped goes on."""
 
 
+EvaluationKind = Literal["auto", "questions", "choices", "likelihood", "tokens"]
+
+
+@dataclass
+class EvaluationSet:
+    path: str
+    """Questions, choices or answers: a jsonl, csv or parquet file, glob or fsspec URL,
+    `hf:NAME?config=C&split=S`, or `synthetic:world?set=known_facts&...`. Text to read: token
+    shards, a text file, or `synthetic:world?split=validation&...`."""
+
+    name: str = ""
+    """What metrics and files are called; "" = after the file."""
+
+    kind: EvaluationKind = "auto"
+    """What is measured: F1 and exact match of generated answers, accuracy of choices, negative log
+    likelihood of answers, loss on text; "auto" = by the fields of the first row."""
+
+    role: Literal["target", "held_out", "background", "other"] = "other"
+    """What the set stands for in reports: to be learned, to be kept, or text as in pretraining."""
+
+    template: str = ""
+    """A name in `titan_smf/evaluation/templates.toml`, or `FILE.toml#NAME`; "" = by kind:
+    "question" ("world" for the invented world), "hellaswag" or "choice", "gsm8k"."""
+
+    shots: int = -1
+    """Examples of the template before each item; -1 = all it has."""
+
+    limit: int = 0
+    """Items that are used, from the start of the set; of text, sequences spread evenly over it;
+    0 = all, of text at most 1000."""
+
+    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012  a class attribute that pydantic reads
+
+
+@dataclass
+class Evaluation:
+    sets: list[EvaluationSet | str] = field(default_factory=list)
+    """What to ask: tables, or `PATH` or `NAME=PATH` where all else is as by default."""
+
+    interval: int = 0
+    """Steps between two evaluations during training; 0 = none but those before the first and after
+    the last step."""
+
+    template: str = ""
+    """Template of the sets of questions that name none; "" = by their kind."""
+
+    max_new_tokens: int = 32
+    """Longest answer that is generated, in tokens; the end of a line ends it before."""
+
+    batch_size: int = 64
+    """Items that a rank works on at once, at most. Has no effect on the results but rounding."""
+
+    seq_len: int | None = None
+    """Longest prompt with its answer, and length of the sequences of text; none =
+    `training.seq_len`."""
+
+    resamples: int = 1000
+    """Draws of the bootstrap that gives the 95% confidence intervals."""
+
+
 @dataclass
 class Analysis:
     limit: int = 100
@@ -275,7 +335,11 @@ class JobConfig(titan.JobConfig):
     selection: Selection = field(default_factory=Selection)
     stream: Stream = field(default_factory=Stream)
     idf: Idf = field(default_factory=Idf)
+<<<<<<< HEAD
     analysis: Analysis = field(default_factory=Analysis)
+=======
+    evaluation: Evaluation = field(default_factory=Evaluation)
+>>>>>>> 3c3f933 (Evaluation of checkpoints and during training: sets, templates, results, tools/evaluate.py)
 
     def __post_init__(self) -> None:
         self.where: dict[str, str] = {}

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from titan_smf.config import JobConfig
-from titan_smf.data.loader import TokenLoader, WeightedShards
+from titan_smf.data.loader import NoData, TokenLoader, WeightedShards
 from titan_smf.data.records import Record
 from titan_smf.data.sources import open_source
 from titan_smf.data.stream_loader import StreamLoader
@@ -45,7 +45,11 @@ def build_train_spec(config: JobConfig, stream: Sequence[Record] = ()) -> TrainS
 
     sparse = config.finetune.method == "sparse_memory"
 
-    def build_dataloader(dp_world_size: int, dp_rank: int, **_: Any) -> TokenLoader | StreamLoader:
+    def build_dataloader(
+        dp_world_size: int, dp_rank: int, **_: Any
+    ) -> TokenLoader | StreamLoader | NoData:
+        if not stream and not config.data.sources:
+            return NoData()
         local, seq_len = config.training.local_batch_size, config.training.seq_len
         if stream:
             return StreamLoader(

@@ -23,12 +23,13 @@ from torch.distributed.fsdp import FSDPModule
 
 from titan_smf.checkpoint import Checkpointer, find_checkpoint
 from titan_smf.config import JobConfig, explain, save_resolved
-from titan_smf.data.loader import Batch, TokenLoader, validation_batches
+from titan_smf.data.loader import Batch, NoData, TokenLoader, validation_batches
 from titan_smf.data.records import Record
 from titan_smf.data.sources import open_source
 from titan_smf.data.stream_loader import open_stream
 from titan_smf.data.tokenizer import Tokenizer
 from titan_smf.errors import CheckpointError, ConfigError
+from titan_smf.evaluation.during_training import TrainingEvaluation
 from titan_smf.finetune.background import load_background
 from titan_smf.finetune.run_patch import RunPatch, apply_patches
 from titan_smf.finetune.sparse_memory import SELECTIONS_FILE, MicroBatch, SparseMemory
@@ -121,6 +122,15 @@ class Trainer(torchtitan.train.Trainer):
             if job_config.validation.enable
             else None
         )
+        self.stop: StopRequest | None = None
+        self.evaluation = TrainingEvaluation(
+            job_config,
+            model,
+            self.tokenizer,
+            self.device,
+            lambda: self.maybe_enable_amp,
+            self.stop_requested,
+        )
         self._print_sizes()
 
     def _build_sparse_memory(self) -> SparseMemory | None:
@@ -162,9 +172,16 @@ class Trainer(torchtitan.train.Trainer):
         )
         if dist.get_rank() == 0:
             save_resolved(config, self.folder / "config.toml")
+        self.evaluation.start(self.step)
         self.stop = StopRequest()
         try:
-            if self.step >= config.training.steps:
+            values, stopped = self.evaluation.run(self.step)
+            if values:
+                self.metrics_processor.record(self.step, values)
+            if stopped:
+                logger.info("Stopped on request in the evaluation after step %d", self.step)
+                done = False
+            elif self.step >= config.training.steps:
                 logger.info("Nothing to do: step %d of %d", self.step, config.training.steps)
                 done = True
             else:
@@ -177,6 +194,7 @@ class Trainer(torchtitan.train.Trainer):
             return done
         finally:
             self.stop.restore()
+            self.stop = None
 
     def _loop(self, profiler: Any) -> bool:
         config = self.job_config
@@ -194,12 +212,15 @@ class Trainer(torchtitan.train.Trainer):
                 loss = self.validate()
                 stop = stop or loss is None
                 values |= {} if loss is None else {"evaluation/validation/loss": loss}
+            means, unfinished = self.evaluation.run(self.step)
+            values |= means
+            stop = stop or unfinished
             if values:
                 self.metrics_processor.record(self.step, values)
             due = last or stop or self.step % config.checkpoint.interval == 0
             if due and config.checkpoint.enable and not config.checkpoint.load_only:
                 self.checkpoints.save(self.step)
-            if stop and not last:
+            if stop and (unfinished or not last):
                 logger.info("Stopped on request after step %d", self.step)
                 return False
             if profiler:
@@ -223,7 +244,7 @@ class Trainer(torchtitan.train.Trainer):
         lr = self.lr_schedulers.schedulers[0].get_last_lr()[0]
         batches = [next(data_iterator) for _ in range(self.gradient_accumulation_steps)]
         targets = sum(int((labels != IGNORE_INDEX).sum()) for _, labels in batches)
-        sums = torch.tensor([targets, int(self.stop.requested)], device=self.device)
+        sums = torch.tensor([targets, int(self.stop_requested())], device=self.device)
         dist.all_reduce(sums)
         global_targets, stop = sums.tolist()
         on_device = [self._on_device(inputs, labels) for inputs, labels in batches]
@@ -266,9 +287,9 @@ class Trainer(torchtitan.train.Trainer):
         for number, (inputs, labels) in enumerate(self._validation_batches(), start=1):
             loss, _ = self._forward(*self._on_device(inputs, labels))
             sums[:2] += torch.stack([loss, (labels != IGNORE_INDEX).sum().to(loss)]).double()
-            if number % _BATCHES_BETWEEN_STOP_CHECKS == 0 and self.agree(self.stop.requested):
+            if number % _BATCHES_BETWEEN_STOP_CHECKS == 0 and self.agree(self.stop_requested()):
                 break
-        sums[2] = self.stop.requested
+        sums[2] = self.stop_requested()
         dist.all_reduce(sums)
         for module in self.model.modules():
             if isinstance(module, FSDPModule):
@@ -276,6 +297,10 @@ class Trainer(torchtitan.train.Trainer):
         self.model.train()
         total, targets, stops = sums.tolist()
         return None if stops else total / targets
+
+    def stop_requested(self) -> bool:
+        """Whether this process was asked to stop."""
+        return self.stop is not None and self.stop.requested
 
     def agree(self, here: bool) -> bool:
         """Whether it is so on any rank. Collective."""
@@ -355,15 +380,24 @@ class Trainer(torchtitan.train.Trainer):
             return
         check_not_begun(self.folder, self.checkpoints.folder, config.enable)
         if config.initial_load_path:
-            path = find_checkpoint(Path(config.initial_load_path))
-            self.checkpoints.load_weights(path)
-            logger.info("Weights from %s", path)
-            if config.initial_patches:
-                apply_patches(self.model, config.initial_patches)
+            self.load_weights(config.initial_load_path)
         else:
             logger.info("Random initial weights, seed %d", self.model_args.seed)
         if self.patch is not None:
             self.patch.begin()
+
+    def load_weights(self, run: str) -> Path:
+        """Take the weights of a run or checkpoint, changed by `checkpoint.initial_patches`.
+
+        Returns:
+            the checkpoint.
+        """
+        path = find_checkpoint(Path(run))
+        self.checkpoints.load_weights(path)
+        logger.info("Weights from %s", path)
+        if patches := self.job_config.checkpoint.initial_patches:
+            apply_patches(self.model, patches)
+        return path
 
     def _check_load_step(self, step: int, latest: int | None) -> None:
         if not self.job_config.checkpoint.enable:
@@ -413,6 +447,8 @@ class Trainer(torchtitan.train.Trainer):
                 f"{rows:,}",
                 rows * memory.v_dim * table.values.element_size() / 2**20,
             )
+        if isinstance(self.dataloader, NoData):
+            return
         logger.info(
             "Batch: %d sequences of %d tokens in %d micro-batches; %d steps",
             batch,

@@ -1,4 +1,4 @@
-"""How likely a model finds the end of a text, given its beginning."""
+"""How likely a model finds the end of a text, given its beginning: answers, and running text."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,7 +6,19 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
+from titan_smf.data.fields import RowError, text_of
+from titan_smf.data.packing import num_windows, read_windows
+from titan_smf.data.rows import Row
+from titan_smf.data.token_shards import TokenShards
+from titan_smf.data.tokenizer import Tokenizer
+from titan_smf.errors import DataError
+from titan_smf.evaluation.metrics import estimate
 from titan_smf.evaluation.rounds import EvaluatedModel
+from titan_smf.evaluation.task import Outcome, Task, check_lengths, prompt_tokens
+from titan_smf.evaluation.templates import Template
+
+MOST_WINDOWS = 1000
+"""Sequences of a token set that are read where no limit is given."""
 
 
 @dataclass(frozen=True)
@@ -21,6 +33,12 @@ class Continuation:
     def num_predicted(self) -> int:
         """The number of tokens whose likelihood counts."""
         return len(self.tokens) - self.start
+
+
+def continuation(tokenizer: Tokenizer, prompt: str, answer: str) -> Continuation:
+    """The tokens of a prompt and, apart from it, of the answer that follows."""
+    tokens = prompt_tokens(tokenizer, prompt)
+    return Continuation(tokens + tokenizer.encode(answer), len(tokens))
 
 
 def negative_log_likelihoods(
@@ -48,3 +66,98 @@ def negative_log_likelihoods(
 
     lengths = [len(text.tokens) for text in texts]
     return model.in_rounds(work, lengths, batch_size, what)
+
+
+class AnswerTask(Task):
+    """Questions with their answers as continuations; GSM8K's rows: {"question", "answer"}.
+
+    The metric `nll` is over all tokens of all answers, `nll_per_answer` a mean of their sums.
+
+    Raises:
+        DataError: a row is no question with one answer.
+        ConfigError: a prompt with its answer is too long.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        rows: Sequence[Row],
+        template: Template,
+        shots: int,
+        tokenizer: Tokenizer,
+        max_seq_len: int,
+    ) -> None:
+        self.settings = {}
+        self.items: list[dict[str, str]] = []
+        self.texts: list[Continuation] = []
+        for row in rows:
+            fields = {key: value for key, value in row.values.items() if isinstance(value, str)}
+            try:
+                item = {key: text_of(row.values.get(key), key) for key in ("question", "answer")}
+                prompt, answer = template.prompt_of(fields, shots), template.answer_of(fields)
+            except (RowError, DataError) as error:
+                form = 'an item is {"question": text, "answer": text}'
+                raise DataError(f"{row.where}: {error}; {form}") from error
+            self.items.append(item)
+            self.texts.append(continuation(tokenizer, prompt, answer))
+        lengths = (len(text.tokens) - 1 for text in self.texts)
+        check_lengths(lengths, max_seq_len, f"an answer of {name} with its question")
+
+    @property
+    def count(self) -> int:
+        return len(self.items)
+
+    def run(
+        self, model: EvaluatedModel, batch_size: int, resamples: int, what: str
+    ) -> Outcome | None:
+        sums = negative_log_likelihoods(model, self.texts, batch_size, what)
+        if sums is None:
+            return None
+        sizes = [text.num_predicted for text in self.texts]
+        predictions = [
+            {**item, "nll": round(nll / size, 4), "tokens": size}
+            for item, nll, size in zip(self.items, sums, sizes, strict=True)
+        ]
+        metrics = {
+            "nll": estimate(sums, sizes, resamples),
+            "nll_per_answer": estimate(sums, resamples=resamples),
+        }
+        return Outcome(metrics, predictions)
+
+
+class TokenTask(Task):
+    """Sequences spread evenly over token shards, as the validation loss takes them.
+
+    Args:
+        limit: number of sequences; 0 for all, up to `MOST_WINDOWS`.
+
+    Raises:
+        DataError: the shards hold less than one sequence.
+    """
+
+    def __init__(self, shards: TokenShards, seq_len: int, limit: int) -> None:
+        self.settings = {"seq_len": seq_len}
+        available = num_windows(shards.num_tokens, seq_len)
+        if not available:
+            raise DataError(
+                f"{shards.path}: its {shards.num_tokens} tokens are fewer than one sequence of "
+                f"{seq_len + 1}: give more text or a shorter evaluation.seq_len"
+            )
+        wanted = min(limit or MOST_WINDOWS, available)
+        windows = [number * available // wanted for number in range(wanted)]
+        self.texts = [
+            Continuation(tokens, 1) for tokens in read_windows(shards, windows, seq_len).tolist()
+        ]
+
+    @property
+    def count(self) -> int:
+        return len(self.texts)
+
+    def run(
+        self, model: EvaluatedModel, batch_size: int, resamples: int, what: str
+    ) -> Outcome | None:
+        sums = negative_log_likelihoods(model, self.texts, batch_size, what)
+        if sums is None:
+            return None
+        sizes = [text.num_predicted for text in self.texts]
+        return Outcome({"loss": estimate(sums, sizes, resamples)}, [])

@@ -91,7 +91,8 @@ class MemoryLlamaArgs(TransformerModelArgs):
                 setattr(self.memory, setting.name, value)
         self.seed = job_config.debug.seed or 0
         super().update_from_config(job_config, **kwargs)
-        self.max_seq_len = max(self.max_seq_len, job_config.validation.seq_len)
+        others = (job_config.validation.seq_len, job_config.evaluation.seq_len or 0)
+        self.max_seq_len = max(self.max_seq_len, *others)
         self._check()
 
     def _check(self) -> None:
