@@ -74,11 +74,8 @@ _AT_LEAST_ONE = {
     "selection": ("top_t",),
     "stream": ("epochs",),
     "idf": ("num_batches", "batch_size", "seq_len", "checkpoint_interval"),
-<<<<<<< HEAD
     "analysis": ("limit",),
-=======
     "evaluation": ("max_new_tokens", "batch_size", "seq_len", "resamples"),
->>>>>>> 3c3f933 (Evaluation of checkpoints and during training: sets, templates, results, tools/evaluate.py)
     "metrics": ("log_freq",),
     "profiling": ("profile_freq",),
 }

@@ -335,11 +335,8 @@ class JobConfig(titan.JobConfig):
     selection: Selection = field(default_factory=Selection)
     stream: Stream = field(default_factory=Stream)
     idf: Idf = field(default_factory=Idf)
-<<<<<<< HEAD
     analysis: Analysis = field(default_factory=Analysis)
-=======
     evaluation: Evaluation = field(default_factory=Evaluation)
->>>>>>> 3c3f933 (Evaluation of checkpoints and during training: sets, templates, results, tools/evaluate.py)
 
     def __post_init__(self) -> None:
         self.where: dict[str, str] = {}

@@ -18,11 +18,8 @@ SECTIONS = {
     "selection": "how the slots of a sparse step are chosen",
     "stream": "facts or documents to learn one a step",
     "idf": "counting how background data uses the slots",
-<<<<<<< HEAD
     "analysis": "which slots hold a fact, and what each ranking finds of them",
-=======
     "evaluation": "question sets and text that a model is asked about, and when",
->>>>>>> 3c3f933 (Evaluation of checkpoints and during training: sets, templates, results, tools/evaluate.py)
     "training": "steps, batch sizes, sequence length, types, gradient clipping",
     "optimizer": "optimizer, learning rate, weight decay of everything but the values",
     "lr_scheduler": "warmup, stable and decay phases",
