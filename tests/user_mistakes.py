@@ -95,8 +95,8 @@ MISTAKES = {
         "world.size: got '4'; allowed: the sections job, profiling, metrics, "
         "model, optimizer, lr_scheduler, training, parallelism, checkpoint, activation_checkpoint, "
         "compile, quantize, comm, memory_estimation, fault_tolerance, experimental, validation, "
-        "debug, memory, tokenizer, data, finetune, selection, stream, idf, analysis, evaluation, "
-        "none has this name",
+        "debug, memory, tokenizer, data, finetune, selection, lora, stream, replay, idf, analysis, "
+        "evaluation, none has this name",
         "--world.size=4",
     ),
     "misspelt section": in_file(
@@ -224,6 +224,61 @@ MISTAKES = {
         "data.sources: got [Source(path='a', weight=0.0)]; "
         "allowed: at least one table {path = ..., weight = ...}, with a path and a weight above 0",
         '--data.sources=[{"path": "a", "weight": 0}]',
+    ),
+    "adapters without LoRA": with_options(
+        'lora.rank: got 8; allowed: 32, or finetune.method = "lora"', "--lora.rank=8"
+    ),
+    "adapters of rank 0": with_options(
+        "lora.rank: got 0; allowed: 1 or more", "--lora.rank=0", "--finetune.method=lora"
+    ),
+    "adapters that add nothing": with_options(
+        "lora.alpha: got 0.0; allowed: more than 0: adapters are multiplied by alpha / rank",
+        "--lora.alpha=0",
+        "--finetune.method=lora",
+    ),
+    "adapters by PEFT's names": with_options(
+        'lora.targets: got \'q_proj,v_proj\'; allowed: "all" or "attention" or a list, each item '
+        '"wq" or "wk" or "wv" or "wo" or "w1" or "w2" or "w3"',
+        "--lora.targets=q_proj,v_proj",
+        "--finetune.method=lora",
+    ),
+    "adapters on nothing": with_options(
+        "lora.targets: got []; allowed: linear maps that the model has; the list is empty",
+        "--lora.targets=[]",
+        "--finetune.method=lora",
+    ),
+    "adapters on what is memory": with_options(
+        "lora.targets: got ['w1', 'w3']; allowed: linear maps that the model has; "
+        "all its feed-forwards are memory layers",
+        "--lora.targets=w1,w3",
+        "--finetune.method=lora",
+        "--memory.layers=0,1,2,3",
+    ),
+    "SGD for adapters": with_options(
+        "optimizer.name: got 'SGD'; allowed: Adam or AdamW",
+        "--optimizer.name=SGD",
+        "--finetune.method=lora",
+    ),
+    "nothing but replay": with_options(
+        "replay.share: got 1.0; allowed: from 0, for none, to below 1", "--replay.share=1"
+    ),
+    "replay without a stream": with_options(
+        "replay.share: got 0.5; "
+        "allowed: 0 without stream.path: what data.sources mix, their weights say",
+        "--replay.share=0.5",
+    ),
+    "replay of nothing": Mistake(
+        "default: replay.sources: got []; allowed: at least one table {path = ..., weight = ...}, "
+        "with a path and a weight above 0: replay.share is 0.5",
+        more=("--replay.share=0.5", "--stream.path=facts.jsonl"),
+    ),
+    "replay of less than a sequence": with_options(
+        "replay.share: got 0.05; "
+        "allowed: 0, or a share that leaves whole sequences of both in a global batch of 8",
+        "--replay.share=0.05",
+        '--replay.sources=[{path = "corpus.txt"}]',
+        "--stream.path=facts.jsonl",
+        "--training.global_batch_size=8",
     ),
     "validation without data": Mistake(
         "default: data.validation: got ''; allowed: a path, because validation.enable is true",

@@ -36,6 +36,7 @@ from torch.distributed.checkpoint.state_dict import get_model_state_dict
 from torch.distributed.checkpoint.stateful import Stateful
 
 from titan_smf.errors import CheckpointError
+from titan_smf.model.names import is_adapter
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -65,7 +66,8 @@ class Checkpointer:
         optimizers: flat state (torchtitan's `OptimizersContainer`), saved as `optimizer.*`.
         states: further parts whose state is small and JSON, by name.
         identity: what must be equal for a checkpoint to fit this run, as nested JSON values;
-            `weights` is the part that must be equal to take the weights alone.
+            `weights` is the part that must be equal to take the weights alone, `adapters` what
+            adapters there are.
         keep: how many of the newest checkpoints stay; 0 keeps all.
         rank_files: state that is neither a tensor by name nor small, if there is any.
     """
@@ -162,9 +164,19 @@ class Checkpointer:
             part.load_state_dict(state["states"][name])
 
     def load_weights(self, path: Path) -> None:
-        """Take only the model's weights from the checkpoint at `path`. Collective."""
-        open_checkpoint(path, {"weights": self.identity["weights"]})
-        _read(path, self._model_tensors())
+        """Take only the model's weights from the checkpoint at `path`. Collective.
+
+        Adapters that it does not have stay as they are.
+        """
+        parts = {"weights": self.identity["weights"]}
+        state = open_checkpoint(path, parts)
+        saved, here = (part.get("adapters") for part in (state["identity"], self.identity))
+        tensors = self._model_tensors()
+        if saved:
+            _check_identity(path, state, {"adapters": here})
+        else:
+            tensors = {name: t for name, t in tensors.items() if not is_adapter(name)}
+        _read(path, tensors)
 
     def _model_tensors(self) -> dict[str, torch.Tensor]:
         state: dict[str, Any] = get_model_state_dict(self.model)
@@ -218,13 +230,23 @@ def open_checkpoint(path: Path, identity: dict[str, Any]) -> dict[str, Any]:
             "or remove the folder to go on from the step before"
         )
     state = json.loads((path / STATE).read_text())
+    _check_identity(path, state, identity)
+    return state
+
+
+def _check_identity(path: Path, state: dict[str, Any], identity: dict[str, Any]) -> None:
     for part, here in identity.items():
-        if difference := _first_difference(state["identity"][part], here):
+        saved = state["identity"].get(part)
+        if part == "adapters" and saved and not here:
+            raise CheckpointError(
+                f'{path}: has adapters; set finetune.method = "lora", or merge them into their '
+                "base by tools/merge_adapters.py"
+            )
+        if difference := _first_difference(saved, here, part if here is None else ""):
             raise CheckpointError(
                 f"{path}: of another run: {difference}; start with the settings of that run, "
                 "or give a new job.dump_folder"
             )
-    return state
 
 
 def _read_manifest(path: Path) -> tuple[dict[str, dict[str, Any]], str]:

@@ -6,16 +6,18 @@ the tokenizer and the data.
 
 import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import chain
 
 import torch
 
 from titan_smf.config_parsing import get, settings_of
-from titan_smf.config_sections import JobConfig
+from titan_smf.config_sections import JobConfig, Source
+from titan_smf.data.replay import num_replay_rows
 from titan_smf.errors import ConfigError
 
 _SHARD_INSTEAD = "split the model and its table over more ranks instead, as FSDP does by default"
+_ALLOWED_SOURCES = "at least one table {path = ..., weight = ...}, with a path and a weight above 0"
 
 # torchtitan's settings that would do nothing here, or harm: start of the key -> what to do instead.
 _UNSUPPORTED = {
@@ -72,6 +74,7 @@ _AT_LEAST_ONE = {
     "comm": ("init_timeout_seconds", "train_timeout_seconds"),
     "checkpoint": ("interval",),
     "selection": ("top_t",),
+    "lora": ("rank",),
     "stream": ("epochs",),
     "idf": ("num_batches", "batch_size", "seq_len", "checkpoint_interval"),
     "analysis": ("limit",),
@@ -107,7 +110,7 @@ def check(config: JobConfig, world_size: int, trains: bool = True) -> None:
         world_size: number of ranks of the run.
         trains: whether there must be something to train on.
     """
-    needed = _data_conditions(config) if trains else ()
+    needed = _data_conditions(config, world_size) if trains else ()
     for key, holds, allowed in chain(_supported(config), _conditions(config, world_size), needed):
         if not holds:
             raise ConfigError(key, get(config, key), allowed, config.where.get(key, "default"))
@@ -204,6 +207,16 @@ def _model_and_data_conditions(config: JobConfig) -> Iterator[Condition]:
         f"the file of tools/compute_idf.py for this model: selection.ranking {ranking} needs it",
     )
     yield "analysis.sizes", all(size >= 1 for size in config.analysis.sizes), "1 or more each"
+    lora = config.finetune.method == "lora"
+    yield (
+        "lora.alpha",
+        0 < config.lora.alpha < math.inf,
+        "more than 0: adapters are multiplied by alpha / rank",
+    )
+    default = JobConfig()
+    for key in ("lora.rank", "lora.alpha", "lora.targets"):
+        value = get(default, key)
+        yield key, lora or get(config, key) == value, f'{value!r}, or finetune.method = "lora"'
     yield (
         "data.validation",
         bool(config.data.validation) or not config.validation.enable,
@@ -211,14 +224,35 @@ def _model_and_data_conditions(config: JobConfig) -> Iterator[Condition]:
     )
 
 
-def _data_conditions(config: JobConfig) -> Iterator[Condition]:
-    sources = config.data.sources
+def _data_conditions(config: JobConfig, world_size: int) -> Iterator[Condition]:
+    sources, replay, training = config.data.sources, config.replay, config.training
     yield (
         "data.sources",
-        bool(sources or config.stream.path)
-        and all(s.path and 0 < s.weight < math.inf for s in sources),
-        "at least one table {path = ..., weight = ...}, with a path and a weight above 0",
+        bool(sources or config.stream.path) and _can_be_read(sources),
+        _ALLOWED_SOURCES,
     )
+    yield "replay.share", 0 <= replay.share < 1, "from 0, for none, to below 1"
+    yield "replay.sources", _can_be_read(replay.sources), _ALLOWED_SOURCES
+    yield (
+        "replay.share",
+        replay.share == 0 or bool(config.stream.path),
+        "0 without stream.path: what data.sources mix, their weights say",
+    )
+    yield (
+        "replay.sources",
+        replay.share == 0 or bool(replay.sources),
+        f"{_ALLOWED_SOURCES}: replay.share is {replay.share}",
+    )
+    rows = max(training.global_batch_size, training.local_batch_size * world_size)
+    yield (
+        "replay.share",
+        replay.share == 0 or 0 < num_replay_rows(replay.share, rows) < rows,
+        f"0, or a share that leaves whole sequences of both in a global batch of {rows}",
+    )
+
+
+def _can_be_read(sources: Sequence[Source]) -> bool:
+    return all(source.path and 0 < source.weight < math.inf for source in sources)
 
 
 def _rank_conditions(config: JobConfig, world_size: int) -> Iterator[Condition]:

@@ -14,6 +14,9 @@ prepare_torchtitan()  # before anything imports torchtitan
 
 import torchtitan.config.job_config as titan  # noqa: E402
 
+LinearMap = Literal["wq", "wk", "wv", "wo", "w1", "w2", "w3"]
+"""Queries, keys, values, output of an attention; gate, down, up of a feed-forward."""
+
 
 @dataclass
 class Model(titan.Model):
@@ -184,9 +187,33 @@ class Data:
 
 @dataclass
 class Finetune:
-    method: Literal["full", "sparse_memory"] = "full"
+    method: Literal["full", "sparse_memory", "lora"] = "full"
     """What learns: "full" = all weights, as in pretraining; "sparse_memory" = in each step the rows
-    of the slots it selects, everything else stays as it is (arXiv 2510.15103)."""
+    of the slots it selects, everything else stays as it is (arXiv 2510.15103); "lora" = adapters
+    beside linear maps, everything else stays as it is (arXiv 2106.09685)."""
+
+
+@dataclass
+class Lora:
+    rank: int = 32
+    """Rank of the adapters. Published: 32, 128 and 256."""
+
+    alpha: float = 64.0
+    """Adapters are multiplied by `alpha / rank`. Published: 1/2, 1, 2 and 4 times the rank."""
+
+    targets: Literal["all", "attention"] | list[LinearMap] = "all"
+    """The linear maps that get adapters: "all" of attention and feed-forward, those of "attention"
+    alone, or a list of names. Output head and memory layers get none."""
+
+
+@dataclass
+class Replay:
+    share: float = 0.0
+    """Share of each global batch that is background text beside what is learned from the stream,
+    rounded to whole sequences; 0 = none, whatever the sources."""
+
+    sources: list[Source] = field(default_factory=list)
+    """The background, given like `data.sources`: best what the model was pretrained on."""
 
 
 @dataclass
@@ -333,7 +360,9 @@ class JobConfig(titan.JobConfig):
     data: Data = field(default_factory=Data)
     finetune: Finetune = field(default_factory=Finetune)
     selection: Selection = field(default_factory=Selection)
+    lora: Lora = field(default_factory=Lora)
     stream: Stream = field(default_factory=Stream)
+    replay: Replay = field(default_factory=Replay)
     idf: Idf = field(default_factory=Idf)
     analysis: Analysis = field(default_factory=Analysis)
     evaluation: Evaluation = field(default_factory=Evaluation)

@@ -2,18 +2,22 @@
 
 import copy
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 
 from titan_smf.config import JobConfig
+from titan_smf.config_sections import Source
 from titan_smf.data.loader import NoData, TokenLoader, WeightedShards
 from titan_smf.data.records import Record
+from titan_smf.data.replay import Replay, num_replay_rows
 from titan_smf.data.sources import open_source
 from titan_smf.data.stream_loader import StreamLoader
 from titan_smf.data.tokenizer import Tokenizer, load_tokenizer
 from titan_smf.errors import ConfigError
+from titan_smf.finetune.lora import LoraLlama, target_names
 from titan_smf.finetune.sparse_memory import freeze, row_optimizers
 from titan_smf.metrics import RunMetrics
 from titan_smf.model.llama import FLAVORS, MemoryLlama, MemoryLlamaArgs
@@ -50,34 +54,9 @@ def build_train_spec(config: JobConfig, stream: Sequence[Record] = ()) -> TrainS
     ) -> TokenLoader | StreamLoader | NoData:
         if not stream and not config.data.sources:
             return NoData()
-        local, seq_len = config.training.local_batch_size, config.training.seq_len
         if stream:
-            return StreamLoader(
-                stream,
-                tokenizer,
-                seq_len=seq_len,
-                local_batch_size=local,
-                global_batch_size=max(config.training.global_batch_size, local * dp_world_size),
-                dp_rank=dp_rank,
-                dp_world_size=dp_world_size,
-                epochs=config.stream.epochs,
-            )
-        shards = [
-            WeightedShards(
-                source.path,
-                open_source(source.path, tokenizer, config.data.cache),
-                source.weight,
-            )
-            for source in config.data.sources
-        ]
-        return TokenLoader(
-            shards,
-            seq_len=seq_len,
-            local_batch_size=local,
-            dp_rank=dp_rank,
-            dp_world_size=dp_world_size,
-            seed=config.debug.seed or 0,
-        )
+            return _stream_loader(config, stream, tokenizer, dp_rank, dp_world_size)
+        return _token_loader(config, config.data.sources, tokenizer, dp_rank, dp_world_size)
 
     def parallelized(model: MemoryLlama, dims: ParallelDims, job_config: JobConfig) -> MemoryLlama:
         if sparse:
@@ -87,8 +66,10 @@ def build_train_spec(config: JobConfig, stream: Sequence[Record] = ()) -> TrainS
     def build_optimizers(models: list[MemoryLlama], *_: Any) -> OptimizersContainer:
         return (RowOptimizers if sparse else AdamWithValues)(models[0], config)
 
+    lora = config.finetune.method == "lora"
+    model_cls = partial(LoraLlama, lora=config.lora) if lora else MemoryLlama
     return TrainSpec(
-        model_cls=MemoryLlama,
+        model_cls=model_cls,  # type: ignore[arg-type]
         model_args={config.model.flavor: args},
         parallelize_fn=parallelized,
         pipelining_fn=None,
@@ -101,6 +82,46 @@ def build_train_spec(config: JobConfig, stream: Sequence[Record] = ()) -> TrainS
     )
 
 
+def _token_loader(
+    config: JobConfig, sources: Sequence[Source], tokenizer: Tokenizer, rank: int, ranks: int
+) -> TokenLoader:
+    cache = config.data.cache
+    shards = [
+        WeightedShards(source.path, open_source(source.path, tokenizer, cache), source.weight)
+        for source in sources
+    ]
+    return TokenLoader(
+        shards,
+        seq_len=config.training.seq_len,
+        local_batch_size=config.training.local_batch_size,
+        dp_rank=rank,
+        dp_world_size=ranks,
+        seed=config.debug.seed or 0,
+    )
+
+
+def _stream_loader(
+    config: JobConfig, stream: Sequence[Record], tokenizer: Tokenizer, rank: int, ranks: int
+) -> StreamLoader:
+    local = config.training.local_batch_size
+    global_size = max(config.training.global_batch_size, local * ranks)
+    replay = None
+    if replay_rows := num_replay_rows(config.replay.share, global_size):
+        background = _token_loader(config, config.replay.sources, tokenizer, rank, ranks)
+        replay = Replay(background, replay_rows, global_size)
+    return StreamLoader(
+        stream,
+        tokenizer,
+        seq_len=config.training.seq_len,
+        local_batch_size=local,
+        global_batch_size=global_size,
+        dp_rank=rank,
+        dp_world_size=ranks,
+        epochs=config.stream.epochs,
+        replay=replay,
+    )
+
+
 def model_args(config: JobConfig, tokenizer: Tokenizer) -> MemoryLlamaArgs:
     """The flavor's sizes with the settings of `config` over them and the tokenizer's vocabulary."""
     if config.model.flavor not in FLAVORS:
@@ -110,7 +131,10 @@ def model_args(config: JobConfig, tokenizer: Tokenizer) -> MemoryLlamaArgs:
     args.eos_id = tokenizer.eos_id
     args.update_from_config(config)
     if config.finetune.method == "sparse_memory" and not args.memory.layers:
-        raise ConfigError("finetune.method", "sparse_memory", "full, for a model without memory")
+        allowed = "full or lora, for a model without memory"
+        raise ConfigError("finetune.method", "sparse_memory", allowed)
+    if config.finetune.method == "lora":
+        target_names(args, config.lora)
     return args
 
 

@@ -31,10 +31,18 @@ from titan_smf.data.tokenizer import Tokenizer
 from titan_smf.errors import CheckpointError, ConfigError
 from titan_smf.evaluation.during_training import TrainingEvaluation
 from titan_smf.finetune.background import load_background
+from titan_smf.finetune.lora import LoraLlama
+from titan_smf.finetune.peft_format import save_adapters
 from titan_smf.finetune.run_patch import RunPatch, apply_patches
 from titan_smf.finetune.sparse_memory import SELECTIONS_FILE, MicroBatch, SparseMemory
 from titan_smf.metrics import RunMetrics, drop_lines_after
-from titan_smf.model.llama import Addressed, MemoryLlama, MemoryLlamaArgs, parameter_counts
+from titan_smf.model.llama import (
+    Addressed,
+    MemoryLlama,
+    MemoryLlamaArgs,
+    num_trainable,
+    parameter_counts,
+)
 from titan_smf.model.value_table import ValueTable
 from titan_smf.run_folder import check_not_begun, hold, make_folder
 from titan_smf.runtime import EXIT_STOPPED, StopRequest, prepare_torchtitan
@@ -189,8 +197,13 @@ class Trainer(torchtitan.train.Trainer):
                     config.profiling, global_step=self.step, base_folder=str(self.folder)
                 ) as profiler:
                     done = self._loop(profiler)
-            if self.patch is not None:  # also if a kill came between last checkpoint and patch
+            # Also if a kill came between the last checkpoint and these files.
+            if self.patch is not None:
                 self.patch.save(self.step)
+            if isinstance(self.model, LoraLlama):
+                save_adapters(
+                    self.model, config.lora, config.checkpoint.initial_load_path, self.folder
+                )
             return done
         finally:
             self.stop.restore()
@@ -265,7 +278,7 @@ class Trainer(torchtitan.train.Trainer):
         """Update all weights: this rank's part of the loss, the gradient's norm, and metrics."""
         losses = []
         for batch in batches:
-            loss, accesses = self._forward(*batch)
+            loss, accesses = self._forward(batch)
             loss = loss / global_targets
             loss.backward()
             losses.append(loss.detach())
@@ -277,7 +290,8 @@ class Trainer(torchtitan.train.Trainer):
             self.model.parameters(), self.job_config.training.max_norm, foreach=True
         )
         self.optimizers.step()
-        return torch.stack(losses).sum(), grad_norm, self._usage() if logged else {}
+        metrics = {"numbers_updated": float(num_trainable(self.model))}
+        return torch.stack(losses).sum(), grad_norm, metrics | self._usage() if logged else {}
 
     @torch.no_grad()
     def validate(self) -> float | None:
@@ -285,7 +299,7 @@ class Trainer(torchtitan.train.Trainer):
         self.model.eval()
         sums = torch.zeros(3, dtype=torch.float64, device=self.device)
         for number, (inputs, labels) in enumerate(self._validation_batches(), start=1):
-            loss, _ = self._forward(*self._on_device(inputs, labels))
+            loss, _ = self._forward(self._on_device(inputs, labels))
             sums[:2] += torch.stack([loss, (labels != IGNORE_INDEX).sum().to(loss)]).double()
             if number % _BATCHES_BETWEEN_STOP_CHECKS == 0 and self.agree(self.stop_requested()):
                 break
@@ -319,9 +333,9 @@ class Trainer(torchtitan.train.Trainer):
 
         `observe` is called with what this rank's own micro-batch accesses, padding included.
         """
-        tokens, _, masks = self._on_device(inputs, labels)
+        batch = self._on_device(inputs, labels)
         with self.maybe_enable_amp:
-            return self.model(tokens, **masks, part="to_memory", observe=observe)[1]
+            return self.model(batch.tokens, **batch.masks, part="to_memory", observe=observe)[1]
 
     def _validation_batches(self) -> Iterator[Batch]:
         training, settings = self.job_config.training, self.job_config.validation
@@ -338,16 +352,15 @@ class Trainer(torchtitan.train.Trainer):
 
     def _on_device(self, inputs: dict[str, torch.Tensor], labels: torch.Tensor) -> MicroBatch:
         inputs = {name: value.to(self.device) for name, value in inputs.items()}
-        tokens, labels, _, masks = self.post_dataloading_process(inputs, labels.to(self.device))
-        return tokens, labels, masks
+        tokens, labels, more, masks = self.post_dataloading_process(inputs, labels.to(self.device))
+        # Without replay all that is not padding, where no token is to be predicted.
+        return MicroBatch(tokens, labels, more.get("new", labels != IGNORE_INDEX), masks)
 
-    def _forward(
-        self, tokens: torch.Tensor, labels: torch.Tensor, masks: dict[str, Any]
-    ) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    def _forward(self, batch: MicroBatch) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """Sum of the loss over this micro-batch's target tokens, and the accesses here."""
         with self.train_context(), self.maybe_enable_amp:
-            logits, accesses = self.model(tokens, **masks)
-            return self.loss_fn(logits, labels), accesses
+            logits, accesses = self.model(batch.tokens, **batch.masks)
+            return self.loss_fn(logits, batch.labels), accesses
 
     def _count(self, accesses: list[torch.Tensor]) -> None:
         memory = self.model.model_args.memory
@@ -415,8 +428,10 @@ class Trainer(torchtitan.train.Trainer):
         names = ("dim", "n_layers", "n_heads", "n_kv_heads", "ffn_dim", "rope_theta", "vocab_size")
         weights = {name: settings[name] for name in (*names, "memory")}
         tokenizer = {"name": self.tokenizer.name, "fingerprint": self.tokenizer.fingerprint}
+        lora = self.job_config.finetune.method == "lora"
         return {
             "weights": {"model": weights, "tokenizer": tokenizer},
+            "adapters": dataclasses.asdict(self.job_config.lora) if lora else None,
             "training": {
                 "dtype": self.job_config.training.dtype,
                 "method": self.job_config.finetune.method,
@@ -438,6 +453,14 @@ class Trainer(torchtitan.train.Trainer):
             f"{sizes.active:,}",
             flops / 1e6,
         )
+        if self.sparse_memory is None:
+            logger.info("A step updates %s numbers", f"{num_trainable(self.model):,}")
+        else:
+            logger.info(
+                "A step updates at most %s rows, %s numbers",
+                f"{config.selection.top_t:,}",
+                f"{config.selection.top_t * memory.v_dim:,}",
+            )
         for table in self.model.value_tables():
             rows = _num_local_rows(table)
             logger.info(

@@ -122,7 +122,7 @@ def _peak_of_dense(rank: int, n_keys: int) -> int:
 
 def _sparse_step(n_keys: int, optimizer: str) -> Step:
     """A function that makes a whole sparse step, on another batch at each call."""
-    from titan_smf.finetune.sparse_memory import SparseMemory, freeze
+    from titan_smf.finetune.sparse_memory import MicroBatch, SparseMemory, freeze
     from titan_smf.train_spec import summed_cross_entropy
 
     model, config = _model(n_keys)
@@ -135,7 +135,8 @@ def _sparse_step(n_keys: int, optimizer: str) -> Step:
 
     def step() -> None:
         tokens, labels = _batch()
-        sparse_memory.step([(tokens, labels, {})], T, 1)
+        every = torch.ones_like(tokens, dtype=torch.bool)
+        sparse_memory.step([MicroBatch(tokens, labels, every, {})], T, 1)
 
     return step
 

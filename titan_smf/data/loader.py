@@ -81,23 +81,38 @@ class TokenLoader:
         """Move the global position past so many samples of all ranks, without reading them."""
         _, self._drawn = packing.mix(self._drawn, self._weights, samples)
 
+    def peek(self, samples: int, wanted: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
+        """The tokens (n, S + 1) of the n wanted of the next `samples` samples; moves nothing.
+
+        Args:
+            wanted: (samples,), the samples to be read.
+        """
+        chosen, _ = packing.mix(self._drawn, self._weights, samples)
+        return self._read(np.array(chosen), wanted)
+
     def _next_batch(self) -> Batch:
         """This rank's part of the next micro-batch; moves the global position past all of it."""
         global_size = self._num_ranks * self._batch_size
         chosen, drawn_after = packing.mix(self._drawn, self._weights, global_size)
-        source_ids = np.array(chosen)
         mine = np.arange(global_size) // self._batch_size == self._rank
-        tokens = np.empty((self._batch_size, self._seq_len + 1), dtype=np.int64)
-        for source in np.unique(source_ids[mine]):
+        tokens = self._read(np.array(chosen), mine)
+        self._drawn = drawn_after
+        return _as_batch(tokens)
+
+    def _read(
+        self, source_ids: npt.NDArray[np.int64], wanted: npt.NDArray[np.bool_]
+    ) -> npt.NDArray[np.int64]:
+        """The wanted of the next samples, which come from these sources."""
+        tokens = np.empty((np.count_nonzero(wanted), self._seq_len + 1), dtype=np.int64)
+        for source in np.unique(source_ids[wanted]):
             from_source = source_ids == source
             positions = self._drawn[source] + np.cumsum(from_source) - 1
-            rows = from_source[mine]
-            windows = self._windows(int(source), positions[mine][rows])
+            rows = from_source[wanted]
+            windows = self._windows(int(source), positions[wanted][rows])
             tokens[rows] = packing.read_windows(
                 self._sources[source].shards, windows, self._seq_len
             )
-        self._drawn = drawn_after
-        return _as_batch(tokens)
+        return tokens
 
     def _windows(self, source: int, positions: npt.NDArray[np.int64]) -> list[int]:
         """The windows at `positions` of the endless order of one source."""

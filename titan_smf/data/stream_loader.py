@@ -1,11 +1,13 @@
 """Batches of the continual phase: one fact or chunk a step, in the order of its stream.
 
-    B sequences in a micro-batch, S sequence length, W ranks, G sequences in a global batch
+    B sequences in a micro-batch, S sequence length, W ranks, G sequences in a global batch,
+    P of them replay
 
-The global batch of a step holds the texts of one record, one a row, whatever the number of ranks:
+The global batch of a step holds the texts of one record, one a row, whatever the number of ranks,
+and P rows of background text between them (`replay.py`):
 
-    row i in epoch e       text (e*G + i) mod n of the record's n texts: fewer than G repeat in
-                           order, more go on where the epoch before stopped
+    text row i in epoch e  text (e*(G - P) + i) mod n of the record's n texts: fewer than G - P
+                           repeat in order, more go on where the epoch before stopped
     micro-batch j, rank r  rows (j*W + r)*B to (j*W + r + 1)*B
     a row                  tokens  [begin] t1 t2 t3 [end]        S = 6
                            input   [begin] t1 t2 t3 [pad] [pad]
@@ -14,6 +16,9 @@ The global batch of a step holds the texts of one record, one a row, whatever th
 Every token that is read is followed by one to predict, so an input position is padding exactly
 where its label is `IGNORE_INDEX`: `labels != IGNORE_INDEX` says which positions count for the loss
 and for accesses. This holds with a tokenizer whose padding token is its end token.
+
+Replay rows are full. Their tokens count for the loss as all others do, but are not what is new:
+with replay, a batch also has `new` (B, S) bool, true for the tokens of texts, whose accesses count.
 """
 
 import hashlib
@@ -30,6 +35,7 @@ from titan_smf.data.documents import Document
 from titan_smf.data.facts import Fact
 from titan_smf.data.loader import IGNORE_INDEX, Batch, check_same_position
 from titan_smf.data.records import Record, read_records
+from titan_smf.data.replay import Replay
 from titan_smf.data.sources import SYNTHETIC_PREFIX, parse_world
 from titan_smf.data.tokenizer import Tokenizer
 from titan_smf.errors import ConfigError
@@ -79,6 +85,7 @@ class StreamLoader:
 
     Args:
         global_batch_size: G, a multiple of `local_batch_size * dp_world_size`.
+        replay: the P rows of background text, of `seq_len` tokens; None for none.
     """
 
     def __init__(
@@ -91,6 +98,7 @@ class StreamLoader:
         dp_rank: int,
         dp_world_size: int,
         epochs: int = 1,
+        replay: Replay | None = None,
     ) -> None:
         assert 0 <= dp_rank < dp_world_size, "a rank of the data-parallel group"
         assert global_batch_size % (local_batch_size * dp_world_size) == 0, "whole micro-batches"
@@ -102,6 +110,10 @@ class StreamLoader:
         self._rank = dp_rank
         self._num_ranks = dp_world_size
         self._epochs = epochs
+        self._replay = replay
+        is_replay = np.zeros(global_batch_size, bool) if replay is None else replay.is_replay
+        self._is_replay = is_replay
+        self._text_of_row = np.cumsum(~is_replay) - 1
         self._pad_id = tokenizer.pad_id
         self._sequences = _tokenize(records, tokenizer, seq_len, warn=dp_rank == 0)
         self._digest = _digest(records)
@@ -114,24 +126,33 @@ class StreamLoader:
             self._rank * self._batch_size, self._global_size, self._num_ranks * self._batch_size
         )
         while self._position < self.num_steps:
-            epoch, record = divmod(self._position, len(self._sequences))
             for start in starts:
-                batch = self._batch(record, epoch * self._global_size + start)
+                batch = self._batch(slice(start, start + self._batch_size))
                 if start == starts[-1]:
                     self._position += 1
+                    if self._replay is not None:
+                        self._replay.next_batch()
                 yield batch
 
-    def _batch(self, record: int, first: int) -> Batch:
-        """Rows with texts `first` to `first + B` of a record, counted on over its end."""
+    def _batch(self, rows: slice) -> Batch:
+        """These rows of the current global batch."""
+        epoch, record = divmod(self._position, len(self._sequences))
         sequences = self._sequences[record]
         shape = (self._batch_size, self._seq_len)
         inputs = np.full(shape, self._pad_id, dtype=np.int64)
         labels = np.full(shape, IGNORE_INDEX, dtype=np.int64)
-        for row in range(self._batch_size):
-            tokens = sequences[(first + row) % len(sequences)]
+        is_replay = self._is_replay[rows]
+        first = epoch * np.count_nonzero(~self._is_replay)
+        for row in np.flatnonzero(~is_replay):
+            tokens = sequences[(first + self._text_of_row[rows][row]) % len(sequences)]
             inputs[row, : len(tokens) - 1] = tokens[:-1]
             labels[row, : len(tokens) - 1] = tokens[1:]
-        return {"input": torch.from_numpy(inputs)}, torch.from_numpy(labels)
+        arrays: dict[str, npt.NDArray[Any]] = {"input": inputs}
+        if self._replay is not None:
+            background = self._replay.tokens(rows)
+            inputs[is_replay], labels[is_replay] = background[:, :-1], background[:, 1:]
+            arrays["new"] = (labels != IGNORE_INDEX) & ~is_replay[:, None]
+        return {name: torch.from_numpy(a) for name, a in arrays.items()}, torch.from_numpy(labels)
 
     def state_dict(self) -> dict[str, Any]:
         """The position, and what it is a position in; equal on all ranks, plain JSON values."""
@@ -142,6 +163,7 @@ class StreamLoader:
             "global_batch_size": self._global_size,
             "seq_len": self._seq_len,
             "position": self._position,
+            **({} if self._replay is None else self._replay.state_dict()),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -151,10 +173,12 @@ class StreamLoader:
             CheckpointError: says what differs.
         """
         here, saved = (
-            {key: value for key, value in state.items() if key != "position"}
+            {key: value for key, value in state.items() if key not in ("position", "replay")}
             for state in (self.state_dict(), state_dict)
         )
         check_same_position(here, saved, "stream")
+        if self._replay is not None:
+            self._replay.load_state_dict(state_dict)
         self._position = int(state_dict["position"])
 
 

@@ -15,7 +15,7 @@ import json
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import safetensors.torch
 import torch
@@ -23,7 +23,6 @@ import torch.distributed as dist
 from torch import Tensor
 
 from titan_smf.config import JobConfig
-from titan_smf.data.loader import IGNORE_INDEX
 from titan_smf.errors import CheckpointError
 from titan_smf.model.llama import Addressed, MemoryLlama
 from titan_smf.model.value_table import SelectedRows, ValueTable
@@ -47,8 +46,18 @@ SELECTIONS_FILE = "selections.jsonl"
 ROWS_SUFFIX = ".rows"
 """Of safetensors files with the state of rows, which are no tensors of the whole model."""
 
-MicroBatch = tuple[Tensor, Tensor, dict[str, Any]]
-"""Tokens (B, S), labels (B, S) and keyword arguments of the forward pass, on the device."""
+
+class MicroBatch(NamedTuple):
+    """What one forward pass of this rank takes, on the device."""
+
+    tokens: Tensor
+    """(B, S)."""
+    labels: Tensor
+    """(B, S)."""
+    new: Tensor
+    """(B, S) bool, the tokens to be learned: neither padding nor replayed background."""
+    masks: dict[str, Any]
+    """Keyword arguments of the forward pass."""
 
 
 def freeze(model: MemoryLlama) -> None:
@@ -123,10 +132,10 @@ class SparseMemory:
         selection = self._select(accesses, step)
         selected = self._selected_rows(selection)
         losses = []
-        for (_, labels, masks), state in zip(batches, states, strict=True):
+        for batch, state in zip(batches, states, strict=True):
             with self.context():
-                logits, _ = self.model(state, **masks, part="from_memory", selected=selected)
-                loss = self.loss_fn(logits, labels) / global_targets
+                logits, _ = self.model(state, **batch.masks, part="from_memory", selected=selected)
+                loss = self.loss_fn(logits, batch.labels) / global_targets
             loss.backward()
             losses.append(loss.detach())
         for table, rows in zip(self.tables, selected, strict=True):
@@ -164,10 +173,9 @@ class SparseMemory:
     def _find_accesses(self, batches: Sequence[MicroBatch]) -> tuple[list[Addressed], list[Tensor]]:
         """The states at the first memory layer, and the ids of all slots that were read."""
         states, accesses = [], []
-        for tokens, labels, masks in batches:
-            counted = labels != IGNORE_INDEX  # padding is where no token is to be predicted
+        for tokens, _, new, masks in batches:
             with self.context():
-                state, rows = self.model(tokens, **masks, counted=counted, part="to_memory")
+                state, rows = self.model(tokens, **masks, counted=new, part="to_memory")
             states.append(state)
             accesses += slot_ids(rows, self.owned)
         return states, accesses
@@ -219,6 +227,7 @@ class SparseMemory:
             "sparse/rows_updated": float(len(selection.ids)),
             "sparse/distinct_rows": float(self._distinct_rows()),
             "sparse/selected_access_share": selected_access_share(selection),
+            "numbers_updated": float(len(selection.ids) * self.tables[0].values.shape[1]),
         }
         if previous is not None:
             values["sparse/overlap"] = overlap(selection, previous)

@@ -24,6 +24,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from titan_smf.errors import ConfigError
 from titan_smf.model.key_value_cache import KeyValueCache
 from titan_smf.model.memory_layer import MemoryLayer
+from titan_smf.model.names import is_adapter
 from titan_smf.model.value_table import SelectedRows, ValueTable
 from titan_smf.runtime import prepare_torchtitan
 
@@ -170,6 +171,11 @@ def parameter_counts(model: nn.Module) -> ParameterCounts:
     in_tables = sum(p.numel() for p in model.tables.parameters())
     read = len(memory.layers) * memory.heads * memory.k * memory.v_dim
     return ParameterCounts(total, total - in_tables + read, model.tok_embeddings.weight.numel())
+
+
+def num_trainable(model: nn.Module) -> int:
+    """Count parameters that get a gradient."""
+    return sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 
 def rotate(x_BSHE: torch.Tensor, freqs_cis: torch.Tensor) -> torch.Tensor:
@@ -386,12 +392,13 @@ class MemoryLlama(Transformer):
         ends = Transformer(dataclasses.replace(args, n_layers=0, max_seq_len=1))
         _draw(ends, args.seed, 0)
         for name in ("tok_embeddings", "norm", "output"):
-            _copy_shards(getattr(ends, name).parameters(), getattr(self, name).parameters())
+            copy_shards(getattr(ends, name).parameters(), getattr(self, name).parameters())
         del ends
         for layer in range(args.n_layers):
             block = _new_block(layer, args)
             _draw(block, args.seed, layer + 1)
-            _copy_shards(block.parameters(), self.layers[str(layer)].parameters())
+            named = self.layers[str(layer)].named_parameters()
+            copy_shards(block.parameters(), (p for name, p in named if not is_adapter(name)))
         for index, table in enumerate(self.value_tables()):
             table.init_weights(_seed_of(args.seed, args.n_layers + 1 + index))
 
@@ -411,7 +418,7 @@ def _draw(module: Any, seed: int, part: int) -> None:
 
 
 @torch.no_grad()
-def _copy_shards(full: Iterable[nn.Parameter], parts: Iterable[nn.Parameter]) -> None:
+def copy_shards(full: Iterable[torch.Tensor], parts: Iterable[nn.Parameter]) -> None:
     """Copy whole CPU tensors into parameters of which each rank holds a shard."""
     for whole, part in zip(full, parts, strict=True):
         assert whole.shape == part.shape

@@ -1,0 +1,152 @@
+"""Full finetuning, LoRA, replay: the same on every placement; LoRA changes its adapters alone."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from launch import run_on_ranks
+from test_sparse_memory import selections, weights
+from test_training import EXACT, HSDP, ROOT, arguments, metrics
+
+FULL = "debug_full_ft"
+LORA = "debug_lora_ft"
+SPARSE = "debug_sparse_ft"
+DENSE = {"memory.layers": "[]"}
+SHORT: dict[str, Any] = EXACT | {
+    "training.steps": 4,
+    "training.seq_len": 96,
+    "checkpoint.interval": 2,
+    "stream.path": "synthetic:world?facts=300&new_facts=2",
+    "stream.epochs": 2,
+    "metrics.enable_tensorboard": "false",
+}
+REPLAY = {
+    "replay.share": 0.25,
+    "replay.sources": '[{path = "synthetic:world?facts=300&new_facts=2"}]',
+}
+BASES: dict[str, tuple[str, dict[str, Any]]] = {"base": (FULL, {}), "dense base": (FULL, DENSE)}
+RUNS: dict[str, tuple[str, dict[str, Any]]] = {
+    "full": (FULL, {}),
+    "full dense": (FULL, DENSE),
+    "lora": (LORA, REPLAY),
+    "lora two maps": (LORA, {"lora.targets": "wv,w2", "activation_checkpoint.mode": "full"}),
+    "lora attention dense": (LORA, DENSE | {"lora.targets": "attention"}),
+    "sparse replay": (SPARSE, REPLAY),
+}
+TOKENS = torch.arange(2 * 40).view(2, 40) % 250
+
+
+def settings_of(name: str, bases: Path) -> dict[str, Any]:
+    settings = SHORT | RUNS[name][1]
+    base = bases / ("dense base" if "dense" in name else "base")
+    return settings | {"checkpoint.initial_load_path": str(base)}
+
+
+def build(config_name: str, settings: dict[str, Any], folder: Path) -> Any:
+    """A trainer."""
+    from titan_smf.config import check, load_config
+    from titan_smf.trainer import Trainer
+
+    words = arguments(folder, settings, ROOT / f"train_configs/{config_name}.toml")
+    config = load_config(words)
+    check(config, dist.get_world_size())
+    return Trainer(config)
+
+
+@torch.no_grad()
+def logits(trainer: Any) -> torch.Tensor:
+    return trainer.model(TOKENS)[0]
+
+
+def learn(rank: int, ranks: int, folder: str, runs: dict[str, tuple[str, dict[str, Any]]]) -> None:
+    """Runs one after another."""
+    for name, (config, settings) in runs.items():
+        trainer = build(config, settings, Path(folder) / name)
+        trainer.train()
+        trainer.close()
+
+
+def learn_and_merge(
+    rank: int, ranks: int, folder: str, bases: str, more: dict[str, Any]
+) -> dict[str, list[torch.Tensor]]:
+    """All runs; of those with LoRA the logits before, after, and with the merged weights."""
+    from titan_smf.checkpoint_merge import merge_adapters
+
+    found = {}
+    for name, (config, _) in RUNS.items():
+        run, settings = Path(folder) / name, settings_of(name, Path(bases)) | more
+        trainer = build(config, settings, run)
+        if config == LORA:
+            trainer.restore()
+            found[name] = [logits(trainer)]
+        trainer.train()
+        if config == LORA:
+            found[name].append(logits(trainer))
+        trainer.close()
+        if config != LORA:
+            continue
+        base, merged = Path(settings["checkpoint.initial_load_path"]), run / "merged by 0"
+        # Reading a checkpoint is collective: every rank merges, only the first one's result stays.
+        merge_adapters(base, run, run / f"merged by {rank}", report=print)
+        dist.barrier()
+        for start in (base, merged):
+            model = {key: value for key, value in settings.items() if not key.startswith("lora.")}
+            model["checkpoint.initial_load_path"] = str(start)
+            trainer = build(FULL, model, run / f"from {start.name}")
+            trainer.restore()
+            found[name].append(logits(trainer))
+            trainer.close()
+    return found
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """Every run on 1, 2 and 4 ranks and on HSDP 2x2, in float64, from bases made on 2 ranks."""
+    folder = tmp_path_factory.mktemp("runs")
+    bases = {
+        name: (config, SHORT | settings | {"optimizer.lr": 0.01})
+        for name, (config, settings) in BASES.items()
+    }
+    run_on_ranks(learn, 2, str(folder), bases)
+    found = {}
+    for placement, ranks, more in (("1", 1, {}), ("2", 2, {}), ("4", 4, {}), ("2x2", 4, HSDP)):
+        place = str(folder / placement)
+        found[placement] = run_on_ranks(
+            learn_and_merge, ranks, place, str(folder), more, timeout=400
+        )
+    return folder, found
+
+
+@pytest.mark.parametrize("placement", ["2", "4", "2x2"])
+def test_losses_do_not_depend_on_the_placement(
+    runs: tuple[Path, dict[str, Any]], placement: str
+) -> None:
+    folder, _ = runs
+    for name in RUNS:
+        for metric in ("loss", "grad_norm"):
+            one = metrics(folder / "1" / name, metric)
+            assert len(one) == 4
+            several = metrics(folder / placement / name, metric)
+            assert several == pytest.approx(one, rel=0, abs=1e-10), name
+    here, alone = (selections(folder / place / "sparse replay") for place in (placement, "1"))
+    assert here == alone
+
+
+def test_lora_starts_as_its_base_and_merged_it_is_what_it_was(
+    runs: tuple[Path, dict[str, Any]],
+) -> None:
+    for placement, ranks in runs[1].items():
+        for name, (before, after, base, merged) in ranks[0].items():
+            assert torch.equal(before, base), (placement, name)
+            assert (after - base).abs().max() > 1e-3, (placement, name)
+            assert (merged - after).abs().max() < 1e-12, (placement, name)
+
+
+@pytest.mark.parametrize("name", [name for name in RUNS if name.startswith("lora")])
+def test_lora_changes_nothing_but_adapters(runs: tuple[Path, dict[str, Any]], name: str) -> None:
+    folder, _ = runs
+    early, late = weights(folder / "1" / name, 2), weights(folder / "1" / name, 4)
+    adapters = {key for key in late if ".lora_" in key}
+    assert not [key for key in late if torch.equal(early[key], late[key]) == (key in adapters)]
