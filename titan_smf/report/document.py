@@ -214,14 +214,15 @@ p, li { max-width: 46rem; }
 .warning { background: var(--warn); padding: .6rem .8rem; border-radius: 6px; font-weight: 600; }
 .caption, summary { font-weight: 600; margin: 1.2rem 0 .4rem; }
 summary { cursor: pointer; }
-.wide { width: fit-content; max-width: 100%; overflow-x: auto; border: 1px solid var(--line); border-radius: 6px; }
+.wide { width: fit-content; max-width: 100%; overflow-x: auto;
+  border: 1px solid var(--line); border-radius: 6px; }
 table { border-collapse: collapse; font-size: .875rem; font-variant-numeric: tabular-nums; }
 th, td { padding: .35rem .7rem; text-align: right; vertical-align: top; white-space: nowrap;
   border-top: 1px solid var(--line); }
 thead th { border-top: 0; background: var(--soft); white-space: normal; min-width: 3rem;
   vertical-align: bottom; }
 tr > th:first-child { position: sticky; left: 0; background: var(--soft); text-align: left;
-  font-weight: 500; white-space: normal; min-width: 6rem; max-width: min(15rem, 38vw); }
+  font-weight: 500; white-space: normal; width: min(15rem, 38vw); min-width: min(15rem, 38vw); }
 figure { margin: 1.2rem 0; }
 img { display: block; width: 100%; min-width: 44rem; max-width: 64rem; height: auto;
   background: #fff; }
