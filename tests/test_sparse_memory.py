@@ -113,6 +113,10 @@ def base_of(bases: Path, name: str) -> Path:
     return bases / (name if name in BASES else "one layer")
 
 
+def idf_of(bases: Path) -> Path:
+    return bases / "idf/idf.safetensors"
+
+
 def exact(bases: Path, name: str, settings: dict[str, Any]) -> dict[str, Any]:
     """All settings of a run in float64."""
     given = {
@@ -418,10 +422,6 @@ def test_counts_do_not_depend_on_ranks_or_interruptions(bases: Path, tmp_path: P
     run_on_ranks(count_in_two_goes, 4, str(tmp_path), str(base))
     assert (tmp_path / "idf.safetensors").read_bytes() == idf_of(bases).read_bytes()
     assert (tmp_path / "document_frequency.png").stat().st_size > 10_000
-
-
-def idf_of(bases: Path) -> Path:
-    return bases / "idf/idf.safetensors"
 
 
 def test_a_count_that_is_killed_ends_with_the_same_file(bases: Path, tmp_path: Path) -> None:
