@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import torch
 
-from titan_smf.bench import lookup, sparse, step, training
+from titan_smf.bench import lookup, ranks, sparse, step, training
 from titan_smf.bench.measure import Measure, table
 
 GROUPS: dict[str, Callable[[int], list[Measure]]] = {
@@ -20,6 +20,7 @@ GROUPS: dict[str, Callable[[int], list[Measure]]] = {
     "bytes": lookup.wire_bytes,
     "memory": lookup.memory,
     "sparse": sparse.sparse,
+    "ranks": ranks.ranks,
     "whole_step": step.whole_step,
     "step_time": training.step_time,
     "finetuning": training.finetuning,
