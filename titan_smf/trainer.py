@@ -41,10 +41,10 @@ from titan_smf.model.llama import (
     MemoryLlama,
     MemoryLlamaArgs,
     num_trainable,
-    parameter_counts,
 )
 from titan_smf.model.value_table import ValueTable
 from titan_smf.run_folder import check_not_begun, hold, make_folder
+from titan_smf.run_sizes import log_batch, log_model
 from titan_smf.runtime import EXIT_STOPPED, StopRequest, prepare_torchtitan
 from titan_smf.sparse.accesses import AccessCounter, slots_used_fraction, usage_kl
 from titan_smf.train_spec import build_train_spec
@@ -139,7 +139,10 @@ class Trainer(torchtitan.train.Trainer):
             lambda: self.maybe_enable_amp,
             self.stop_requested,
         )
-        self._print_sizes()
+        flops = self.metrics_processor.num_flops_per_token
+        log_model(job_config, model, self.device.type, flops)
+        if not isinstance(self.dataloader, NoData):
+            log_batch(job_config, self.gradient_accumulation_steps)
 
     def _build_sparse_memory(self) -> SparseMemory | None:
         config = self.job_config
@@ -437,48 +440,6 @@ class Trainer(torchtitan.train.Trainer):
                 "method": self.job_config.finetune.method,
             },
         }
-
-    def _print_sizes(self) -> None:
-        config, memory = self.job_config, self.model.model_args.memory
-        sizes = parameter_counts(self.model)
-        batch = self.gradient_accumulation_steps * config.training.local_batch_size
-        batch *= dist.get_world_size()
-        logger.info(
-            "%s on %d x %s", config.job.description, dist.get_world_size(), self.device.type
-        )
-        flops = self.metrics_processor.num_flops_per_token
-        logger.info(
-            "Model: %s parameters, of which a token uses %s; %.3g MFLOP a token",
-            f"{sizes.total:,}",
-            f"{sizes.active:,}",
-            flops / 1e6,
-        )
-        if self.sparse_memory is None:
-            logger.info("A step updates %s numbers", f"{num_trainable(self.model):,}")
-        else:
-            logger.info(
-                "A step updates at most %s rows, %s numbers",
-                f"{config.selection.top_t:,}",
-                f"{config.selection.top_t * memory.v_dim:,}",
-            )
-        for table in self.model.value_tables():
-            rows = _num_local_rows(table)
-            logger.info(
-                "Value table: %s slots x %d; on this rank %s rows, %.1f MiB",
-                f"{memory.num_slots:,}",
-                memory.v_dim,
-                f"{rows:,}",
-                rows * memory.v_dim * table.values.element_size() / 2**20,
-            )
-        if isinstance(self.dataloader, NoData):
-            return
-        logger.info(
-            "Batch: %d sequences of %d tokens in %d micro-batches; %d steps",
-            batch,
-            config.training.seq_len,
-            self.gradient_accumulation_steps,
-            config.training.steps,
-        )
 
     def state_dict(self) -> dict[str, Any]:
         """The position of the run; torchtitan's token count is left to the data position."""
