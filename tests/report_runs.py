@@ -63,7 +63,7 @@ def write_run(
     (folder / "config.toml").write_text(tomli_w.dumps(config))
     lines = [result(name, step, ends[name][step // 10]) for step in (0, 10) for name in ends]
     write_lines(folder / "results.jsonl", lines)
-    steps = [{"step": step, "loss": 1.0, "trainable/numbers": 1600} for step in range(1, 11)]
+    steps = [{"step": step, "loss": 1.0, "numbers_updated": 1600} for step in range(1, 11)]
     write_lines(folder / "metrics.jsonl", steps)
     return folder
 

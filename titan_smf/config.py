@@ -19,7 +19,7 @@ from titan_smf.config_parsing import COMMAND_LINE, get, read_arguments, read_tom
 from titan_smf.config_sections import JobConfig
 from titan_smf.errors import ConfigError
 
-__all__ = ["JobConfig", "check", "explain", "load_config", "save_resolved"]
+__all__ = ["JobConfig", "assign", "check", "explain", "load_config", "resolved", "save_resolved"]
 
 
 def load_config(argv: Sequence[str]) -> JobConfig:
@@ -33,12 +33,13 @@ def load_config(argv: Sequence[str]) -> JobConfig:
     path, overrides = read_arguments(argv, settings)
     config = JobConfig()
     if path is not None:
-        _assign(config, read_toml(path, settings), path)
-    _assign(config, overrides, COMMAND_LINE)
+        assign(config, read_toml(path, settings), path)
+    assign(config, overrides, COMMAND_LINE)
     return config
 
 
-def _assign(config: JobConfig, values: dict[str, Any], source: str) -> None:
+def assign(config: JobConfig, values: dict[str, Any], source: str) -> None:
+    """Put values of the right types, by full key, into a configuration, and note their source."""
     for key, value in values.items():
         section, _, name = key.rpartition(".")
         setattr(get(config, section), name, value)
@@ -52,15 +53,22 @@ def explain(error: ConfigError, config: JobConfig) -> str:
 
 
 def save_resolved(config: JobConfig, path: str | Path) -> None:
-    """Write every setting as TOML; `load_config` of the file gives an equal configuration.
-
-    Left out: what is none (always the default, TOML has no word for it) and torchtitan's settings
-    that `check` lets nobody change.
-    """
+    """Write every setting as TOML; `load_config` of the file gives an equal configuration."""
     lines = ["# All settings of a run with its defaults; to run it again: --job.config THIS_FILE"]
     for source in dict.fromkeys(config.where.values()):
         keys = [key for key, place in config.where.items() if place == source]
         lines.append(f"# From {source}: {', '.join(keys)}")
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    text = "\n".join(lines) + "\n\n" + tomli_w.dumps(resolved(config))
+    Path(path).write_text(text, encoding="utf-8")
+
+
+def resolved(config: JobConfig) -> dict[str, Any]:
+    """Every setting in tables, as a TOML file has them.
+
+    Left out: what is none (always the default, TOML has no word for it) and torchtitan's settings
+    that `check` lets nobody change.
+    """
     values = dataclasses.asdict(config)
     tables: dict[str, Any] = {}
     for key in settings_of(JobConfig):
@@ -68,5 +76,4 @@ def save_resolved(config: JobConfig, path: str | Path) -> None:
         value = reduce(getitem, sections, values)[name]
         if value is not None and unsupported(key) is None:
             reduce(lambda table, part: table.setdefault(part, {}), sections, tables)[name] = value
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    Path(path).write_text("\n".join(lines) + "\n\n" + tomli_w.dumps(tables), encoding="utf-8")
+    return tables

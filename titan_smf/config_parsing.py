@@ -140,16 +140,24 @@ def read_toml(path: str, settings: dict[str, Any]) -> dict[str, Any]:
     Raises:
         ConfigError: no such file, not TOML, a key twice, an unknown key, a value of a wrong type.
     """
+    return dict(flatten(read_tables(path), "", settings, path))
+
+
+def read_tables(path: str) -> dict[str, Any]:
+    """The tables of a TOML file as they are.
+
+    Raises:
+        ConfigError: no such file, not TOML, a key twice.
+    """
     try:
         text = Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(FILE_FLAG, path, _readable_file(path, error), COMMAND_LINE) from None
     try:
         # Without an end of line the last line's mistakes would be placed at "end of document".
-        tables = tomllib.loads(text + "\n")
+        return tomllib.loads(text + "\n")
     except tomllib.TOMLDecodeError as error:
         raise _syntax_error(path, text, str(error)) from None
-    return dict(_flatten(tables, "", settings, path))
 
 
 def _readable_file(path: str, error: Exception) -> str:
@@ -182,17 +190,22 @@ def _syntax_error(path: str, text: str, message: str) -> ConfigError:
     return ConfigError(key, line, allowed, f"{path}, line {number}")
 
 
-def _flatten(
+def flatten(
     table: dict[str, Any], prefix: str, settings: dict[str, Any], path: str
 ) -> Iterator[tuple[str, Any]]:
+    """The settings in nested tables, each with its full key and a value of its type.
+
+    Raises:
+        ConfigError: an unknown key, a value of a wrong type.
+    """
     for name, value in table.items():
         key = prefix + name
         if any(setting.startswith(key + ".") for setting in settings):
             if not isinstance(value, dict):
                 raise ConfigError(key, value, f"a table of settings, [{key}]", path)
-            yield from _flatten(value, key + ".", settings, path)
+            yield from flatten(value, key + ".", settings, path)
         elif key not in settings and isinstance(value, dict) and value:
-            yield from _flatten(value, key + ".", settings, path)  # name the setting, not the table
+            yield from flatten(value, key + ".", settings, path)  # name the setting, not the table
         else:
             check_known(key, value, list(settings), path)
             yield key, check_value(key, value, settings[key], path)

@@ -148,8 +148,14 @@ def check_devices() -> None:
 
 
 # What torchtitan and torch say at each start although nothing is wrong: how they look for a GPU's
-# name, set NCCL up, turn autocast off, seed DTensors on a CPU, and treat meshes of one rank.
-_LOGGED_NOISE = ("Error running lspci", "Peak flops undefined", "ENV[")
+# name, set NCCL up, keep the process group of a run before, turn autocast off, seed DTensors on a
+# CPU, and treat meshes of one rank.
+_LOGGED_NOISE = (
+    "Error running lspci",
+    "Peak flops undefined",
+    "ENV[",
+    "torch.distributed is already initialized",
+)
 _WARNED_NOISE = ("In CPU autocast", "Set timeout is now only", "DTensor .* may not have complete")
 
 

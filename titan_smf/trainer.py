@@ -458,14 +458,18 @@ class Trainer(torchtitan.train.Trainer):
         self.lock.release()
 
 
-def run(config: JobConfig, work: Callable[[Trainer], bool]) -> int:
+def run(
+    config: JobConfig,
+    work: Callable[[Trainer], bool],
+    build: Callable[[JobConfig], Trainer] = Trainer,
+) -> int:
     """Build a trainer, do `work` with it and close it; returns the exit code.
 
     `work` says whether it ended by itself, not by a stop request. A `ConfigError` learns where its
     setting was given.
     """
     try:
-        trainer = Trainer(config)
+        trainer = build(config)
         try:
             done = work(trainer)
         finally:

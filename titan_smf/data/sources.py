@@ -7,6 +7,7 @@ content and the tokenizer. Several processes may ask at once: one prepares, the 
 import hashlib
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import parse_qsl
@@ -14,7 +15,7 @@ from urllib.parse import parse_qsl
 from titan_smf import storage
 from titan_smf.data.prepare import PLAN_VERSION, prepare
 from titan_smf.data.prepare_part import PrepareOptions
-from titan_smf.data.raw_text import kind_of
+from titan_smf.data.raw_text import TextOptions, kind_of, plan_pieces, read_documents
 from titan_smf.data.synthetic import FACT_SETS, WORLD_VERSION, World
 from titan_smf.data.token_shards import (
     FORMAT_VERSION,
@@ -55,6 +56,25 @@ def open_source(
     if storage.is_folder(path):
         return TokenShards(path, tokenizer.fingerprint, cache)
     return _open_text(path, tokenizer, cache)
+
+
+def source_texts(path: str) -> Iterator[str]:
+    """The documents of a source that is text or the synthetic world, in order.
+
+    Raises:
+        DataError: nothing there, or token shards, whose text is gone.
+        ConfigError: a synthetic source with unknown settings.
+    """
+    if path.startswith(SYNTHETIC_PREFIX):
+        source = parse_world(path)
+        yield from source.world.documents(source.split)
+        return
+    options = TextOptions()
+    for piece in plan_pieces([path], options, PrepareOptions().part_bytes):
+        for document in read_documents(piece, options):
+            if not isinstance(document, str):
+                raise DataError(f"{document.where}: {document.cause}")
+            yield document
 
 
 def _open_text(path: str, tokenizer: Tokenizer, cache: Path) -> TokenShards:

@@ -58,15 +58,27 @@ def open_sets(
     Raises:
         ConfigError, DataError: a set that cannot be used, or two of one name.
     """
-    opened: list[OpenSet] = []
+    return [
+        OpenSet(given, _open(given, settings, tokenizer, max_seq_len, text_seq_len, cache))
+        for given in complete_sets(settings)
+    ]
+
+
+def complete_sets(settings: Evaluation) -> list[EvaluationSet]:
+    """The sets of `[evaluation]` with their names, kinds and templates.
+
+    Raises:
+        ConfigError, DataError: a set that cannot be, or whose first row cannot be read; two of one
+            name.
+    """
+    completed: list[EvaluationSet] = []
     for given in settings.sets:
         complete = _complete(given, settings.template)
-        if complete.name in (other.name for other in opened):
+        if complete.name in (other.name for other in completed):
             allowed = f"one set of the name {complete.name}; name the others, NAME=PATH or name = "
             raise ConfigError(KEY, complete.path, allowed)
-        task = _open(complete, settings, tokenizer, max_seq_len, text_seq_len, cache)
-        opened.append(OpenSet(complete, task))
-    return opened
+        completed.append(complete)
+    return completed
 
 
 def _complete(given: EvaluationSet | str, template: str) -> EvaluationSet:
@@ -117,13 +129,16 @@ def _open(
         )
     else:
         kind = ChoiceTask if given.kind == "choices" else AnswerTask
-        rows = _rows(given.path, given.limit)
+        rows = _rows(given.path, given.limit, given.kind)
         task = kind(given.name, rows, template, shots, tokenizer, max_seq_len)
     task.settings |= {"template": given.template, "shots": shots}
     return task
 
 
-def _rows(path: str, limit: int) -> Sequence[Row]:
+def _rows(path: str, limit: int, kind: str = "") -> Sequence[Row]:
+    if path.startswith(SYNTHETIC_PREFIX) and kind == "likelihood":
+        questions = open_questions(path, limit or None)
+        return [Row(path, {"question": q.question, "answer": q.answers[0]}) for q in questions]
     rows = list(itertools.islice(read_rows(path), limit or None))
     if not rows:
         raise DataError(f"{path}: holds no item")

@@ -299,7 +299,7 @@ def _take_metrics(run: Run, metrics: Sequence[dict[str, Any]]) -> None:
             value = line.get(f"evaluation/{name}/{run.sets[name].metric.key}")
             if isinstance(value, int | float) and isinstance(step, int):
                 values.setdefault(step, Estimate(float(value)))
-        if isinstance(size := line.get("trainable/numbers"), int | float):
+        if isinstance(size := line.get("numbers_updated"), int | float):
             sizes.append(float(size))
     if sizes:
         run.numbers_per_step = math.fsum(sizes) / len(sizes)

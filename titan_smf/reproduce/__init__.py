@@ -1,0 +1,1 @@
+"""Comparing methods of learning: one file names the models, the methods and their rates."""

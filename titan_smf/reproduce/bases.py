@@ -1,0 +1,140 @@
+"""The pretrained models that methods begin with, their counts, and their weights in memory.
+
+Each is kept in a folder named by a hash of all its settings: the same settings find it again, other
+settings make another one. A pretraining or a count that was stopped goes on.
+"""
+
+import dataclasses
+import hashlib
+import itertools
+import json
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.distributed.tensor import DTensor
+
+from titan_smf import storage
+from titan_smf.checkpoint import LAST
+from titan_smf.config import JobConfig, check
+from titan_smf.count_background import count_background, counting_config
+from titan_smf.data.sources import source_texts
+from titan_smf.data.tokenizer import train_rank_file
+from titan_smf.reproduce.plan import Arm, Plan, slug
+from titan_smf.runtime import world_size
+from titan_smf.trainer import Trainer, run
+
+logger = logging.getLogger("titan_smf")
+
+
+class BaseWeights:
+    """The weights of a base, read once; each rank keeps its own part in memory."""
+
+    def __init__(self) -> None:
+        self._tensors: dict[str, torch.Tensor] = {}
+
+    @torch.no_grad()
+    def load_into(self, model: nn.Module, read: Callable[[], object]) -> None:
+        """Give a model the weights, which `read` gives it the first time. Collective."""
+        tensors = {name: _local(tensor) for name, tensor in base_tensors(model).items()}
+        if self._tensors:
+            for name, tensor in tensors.items():
+                tensor.copy_(self._tensors[name])
+        else:
+            read()
+            self._tensors = {name: tensor.clone() for name, tensor in tensors.items()}
+
+
+class Bases:
+    """The bases of a plan for one seed, made when they are first asked for."""
+
+    def __init__(self, plan: Plan, seed: int) -> None:
+        self.plan = plan
+        self.seed = seed
+        self.root = Path(plan.reproduce.base_folder)
+        self._weights: dict[str, BaseWeights] = {}
+
+    def pretraining(self, base: str) -> JobConfig:
+        """The configuration of a base's pretraining, complete with folder and tokenizer."""
+        config = self.plan.pretraining(base, self.seed)
+        self.set_tokenizer(config)
+        config.checkpoint = dataclasses.replace(config.checkpoint, enable=True, keep_latest_k=1)
+        return self._placed(config, f"{slug(base)}-seed{self.seed}")
+
+    def counting(self, arm: Arm) -> JobConfig:
+        """The configuration of the count for an arm, complete with the weights it is for."""
+        config = self.plan.counting(arm, self.seed)
+        self.set_tokenizer(config)
+        config.checkpoint.initial_load_path = self.pretraining(arm.base).job.dump_folder
+        return self._placed(config, f"{slug(arm.base)}-seed{self.seed}-count")
+
+    def set_tokenizer(self, config: JobConfig) -> None:
+        """Name the tokenizer that is trained for this plan and seed, if it has one."""
+        if self.plan.reproduce.vocabulary:
+            config.tokenizer.path = str(self._tokenizer_path())
+
+    def weights(self, base: str) -> BaseWeights | None:
+        """The weights of a base, pretrained if they are not there; None if asked to stop."""
+        if base not in self._weights:
+            config = self.pretraining(base)
+            folder = Path(config.job.dump_folder)
+            if not _is_finished(folder, config.training.steps):
+                logger.info("== pretraining %s, seed %d: %s", base, self.seed, folder)
+                self._make_tokenizer()
+                if run(config, Trainer.train) != 0:
+                    return None
+            self._weights[base] = BaseWeights()
+        return self._weights[base]
+
+    def count(self, arm: Arm) -> bool:
+        """Count the background of an arm's base if that was not done; False if asked to stop."""
+        config = self.counting(arm)
+        if Path(config.job.dump_folder, "idf.safetensors").is_file():
+            return True
+        logger.info("== counting the background of %s, seed %d", arm.base, self.seed)
+        counting = counting_config(config, world_size())
+        check(counting, world_size())
+        return run(counting, count_background) == 0
+
+    def _placed(self, config: JobConfig, name: str) -> JobConfig:
+        """The configuration with a folder named by what it says."""
+        config.job.dump_folder = ""
+        content = json.dumps(dataclasses.asdict(config), sort_keys=True, default=str)
+        digest = hashlib.sha256(content.encode()).hexdigest()[:10]
+        config.job.dump_folder = str(self.root / f"{name}-{digest}")
+        return config
+
+    def _tokenizer_path(self) -> Path:
+        sources = self._tokenizer_sources()
+        size = self.plan.reproduce.vocabulary
+        digest = hashlib.sha256(json.dumps([sources, size]).encode()).hexdigest()[:10]
+        return self.root / f"tokenizer-{size}-{digest}.tiktoken"
+
+    def _tokenizer_sources(self) -> list[str]:
+        config = self.plan.pretraining(next(iter(self.plan.bases)), self.seed)
+        return [source.path for source in config.data.sources]
+
+    def _make_tokenizer(self) -> None:
+        path, size = self._tokenizer_path(), self.plan.reproduce.vocabulary
+        if size:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with storage.locked(path):  # one rank trains it, the others wait
+                if not path.is_file():
+                    texts = map(source_texts, self._tokenizer_sources())
+                    train_rank_file(itertools.chain.from_iterable(texts), size, str(path))
+
+
+def _is_finished(folder: Path, steps: int) -> bool:
+    last = folder / LAST
+    return last.is_file() and last.read_text().strip() == f"step-{steps}"
+
+
+def base_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
+    """The parameters that pretraining made, by name: all but those of adapters."""
+    return {name: p for name, p in model.named_parameters() if ".lora_" not in name}
+
+
+def _local(parameter: torch.Tensor) -> torch.Tensor:
+    return parameter.to_local() if isinstance(parameter, DTensor) else parameter

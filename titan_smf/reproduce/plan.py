@@ -1,0 +1,228 @@
+"""What a comparison of methods runs: models to begin with, methods, rates, seeds.
+
+A plan is one TOML file. Its settings are those of training (`--help` of titan_smf.train), given by
+phase; a later table of a phase outranks an earlier one:
+
+    pretraining a base   [common]  [pretrain]  [bases.NAME]
+    counting             [common]  [count]     [bases.NAME]  the arm's idf settings
+    learning             [common]  [learn]     [bases.NAME]  [replay]  the arm's settings
+    choosing rates       ... and last [tune]
+
+    [[arms]]  a method: its name, its base, the settings `rate` that take each of `rates`
+
+In text, `{seed}` stands for the seed of the run. A setting is overridden from the command line with
+its phase before it: `--pretrain.training.steps 100`.
+"""
+
+import dataclasses
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from titan_smf.config import JobConfig, assign
+from titan_smf.config_parsing import (
+    COMMAND_LINE,
+    check_value,
+    flatten,
+    read_arguments,
+    read_tables,
+    settings_of,
+)
+from titan_smf.errors import ConfigError
+
+PHASES = ("common", "pretrain", "count", "learn", "replay", "tune")
+WITH_REPLAY = ", replay"
+
+
+@dataclass
+class Reproduce:
+    """The section `[reproduce]`: what is compared and where it is kept."""
+
+    folder: str = "outputs/reproduce"
+    """Folder of the runs, the chosen rates and the report."""
+
+    base_folder: str = "outputs/bases"
+    """Folder of pretrained models and their counts, named by their settings: plans share them."""
+
+    seeds: list[int] = field(default_factory=lambda: [0])
+    """Seeds of world, model and data. Processes may share a plan, each with seeds of its own."""
+
+    tuning_seed: int = 0
+    """The seed on which rates are chosen, on facts that are not reported."""
+
+    arms: list[str] = field(default_factory=list)
+    """Arms to run, by name or group; [] = all."""
+
+    vocabulary: int = 0
+    """Train a tokenizer of this size on the text of pretraining; 0 = what [tokenizer] says."""
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A method with its settings, to be run at several rates."""
+
+    name: str
+    group: str
+    base: str
+    rate: tuple[str, ...]
+    """Settings that take the rate."""
+    rates: tuple[float, ...]
+    settings: dict[str, Any]
+    """Full keys and values, over those of the phase `learn`."""
+
+
+@dataclass
+class _ArmTable:
+    """A table `[[arms]]` as it is written."""
+
+    name: str
+    base: str
+    rate: list[str]
+    rates: list[float]
+    group: str = "core"
+    replay: bool = False
+    """Run it a second time with the settings of [replay]."""
+
+    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012  a class attribute that pydantic reads
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that is to be run."""
+
+    source: str
+    reproduce: Reproduce
+    phases: dict[str, dict[str, Any]]
+    """The settings of each phase, full key -> value."""
+    bases: dict[str, dict[str, Any]]
+    arms: tuple[Arm, ...]
+
+    def pretraining(self, base: str, seed: int) -> JobConfig:
+        """The configuration by which a base is pretrained."""
+        return self._config(seed, self.phases["pretrain"], self.bases[base])
+
+    def counting(self, arm: Arm, seed: int) -> JobConfig:
+        """The configuration by which the background of an arm is counted."""
+        own = {key: value for key, value in arm.settings.items() if key.startswith("idf.")}
+        return self._config(seed, self.phases["count"], self.bases[arm.base], own)
+
+    def learning(self, arm: Arm, seed: int, rate: float, tuning: bool) -> JobConfig:
+        """The configuration of one run of an arm, on the facts for tuning or those reported."""
+        rates = dict.fromkeys(arm.rate, rate)
+        last = self.phases["tune"] if tuning else {}
+        described = {"job.description": arm.name}
+        base = self.bases[arm.base]
+        return self._config(seed, self.phases["learn"], base, arm.settings, rates, described, last)
+
+    def _config(self, seed: int, *tables: dict[str, Any]) -> JobConfig:
+        config = JobConfig()
+        for table in ({"debug.seed": seed}, self.phases["common"], *tables):
+            values = {key: _filled(value, seed) for key, value in table.items()}
+            assign(config, values, self.source)
+        return config
+
+
+def read_plan(argv: Sequence[str]) -> Plan:
+    """The plan of `--job.config FILE` with the overrides in `argv`.
+
+    Raises:
+        ConfigError: the file or an override is not as this module's docstring says.
+    """
+    settings = settings_of(JobConfig)
+    allowed = {f"reproduce.{key}": kind for key, kind in settings_of(Reproduce).items()}
+    allowed |= {f"{phase}.{key}": kind for phase in PHASES for key, kind in settings.items()}
+    path, overrides = read_arguments(argv, allowed)
+    if path is None:
+        raise ConfigError("job.config", None, "a plan, such as train_configs/reproduce_cpu.toml")
+    tables = read_tables(path)
+    bases = _bases(tables.pop("bases", {}), settings, path)
+    arms = tables.pop("arms", [])
+    values = dict(flatten(tables, "", allowed, path)) | overrides
+    reproduce = Reproduce()
+    phases: dict[str, dict[str, Any]] = {phase: {} for phase in PHASES}
+    for key, value in values.items():
+        phase, _, name = key.partition(".")
+        if phase == "reproduce":
+            setattr(reproduce, name, value)
+        else:
+            phases[phase][name] = value
+    given = list(_arms(arms, phases["replay"], settings, path))
+    plan = Plan(path, reproduce, phases, bases, tuple(given))
+    _check(plan, overrides)
+    return dataclasses.replace(plan, arms=tuple(_chosen(given, reproduce.arms, plan)))
+
+
+def _bases(table: Any, settings: dict[str, Any], path: str) -> dict[str, dict[str, Any]]:
+    if not isinstance(table, dict) or not all(isinstance(base, dict) for base in table.values()):
+        raise ConfigError("bases", table, "tables of settings, [bases.NAME]", path)
+    return {name: dict(flatten(base, "", settings, path)) for name, base in table.items()}
+
+
+def _arms(
+    tables: Any, replay: dict[str, Any], settings: dict[str, Any], path: str
+) -> Iterator[Arm]:
+    """Every arm, and behind it its twin with replay where it asks for one."""
+    if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
+        raise ConfigError("arms", tables, "a list of tables, [[arms]]", path)
+    for number, table in enumerate(tables):
+        key = f"arms[{number}]"
+        own = dict(flatten(table.pop("settings", {}), "", settings, path))
+        arm: _ArmTable = check_value(key, table, _ArmTable, path)
+        if unknown := [name for name in arm.rate if settings.get(name) is not float]:
+            raise ConfigError(f"{key}.rate", unknown[0], "a setting that is a number", path)
+        if not arm.rates or any(rate <= 0 for rate in arm.rates):
+            raise ConfigError(f"{key}.rates", arm.rates, "one or more numbers above 0", path)
+        rate, rates = tuple(arm.rate), tuple(arm.rates)
+        yield Arm(arm.name, arm.group, arm.base, rate, rates, own)
+        if arm.replay:
+            name, settings_too = arm.name + WITH_REPLAY, replay | own
+            yield Arm(name, arm.group, arm.base, rate, rates, settings_too)
+
+
+def _check(plan: Plan, overrides: dict[str, Any]) -> None:
+    names = [arm.name for arm in plan.arms]
+    reproduce = plan.reproduce
+    where = COMMAND_LINE if "reproduce.seeds" in overrides else plan.source
+    if not plan.arms:
+        raise ConfigError("arms", [], "one table [[arms]] or more", plan.source)
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise ConfigError("arms.name", twice[0], "a name of its own for each arm", plan.source)
+    slugs = [slug(name) for name in names]
+    if same := [name for name in names if slugs.count(slug(name)) > 1]:
+        raise ConfigError(
+            "arms.name", same[0], "names that differ in letters or digits", plan.source
+        )
+    for arm in plan.arms:
+        if arm.base not in plan.bases:
+            allowed = f"a base: {', '.join(plan.bases) or 'there is no table [bases.NAME]'}"
+            raise ConfigError("arms.base", arm.base, allowed, plan.source)
+    seeds = reproduce.seeds
+    if not seeds or len(set(seeds)) < len(seeds) or min(seeds) < 0:
+        raise ConfigError("reproduce.seeds", seeds, "different numbers, 0 or more", where)
+
+
+def _chosen(arms: Sequence[Arm], names: Sequence[str], plan: Plan) -> Iterator[Arm]:
+    """The arms that are asked for, in the plan's order."""
+    known = {name for arm in arms for name in (arm.name, arm.group)}
+    if unknown := [name for name in names if name not in known]:
+        allowed = f"names or groups of arms: {', '.join(sorted({arm.group for arm in arms}))}"
+        raise ConfigError("reproduce.arms", unknown[0], allowed, plan.source)
+    yield from (arm for arm in arms if not names or {arm.name, arm.group} & set(names))
+
+
+def _filled(value: Any, seed: int) -> Any:
+    """The value with the seed in its text, wherever that is inside it."""
+    if isinstance(value, str):
+        return value.replace("{seed}", str(seed))
+    if isinstance(value, list):
+        return [_filled(item, seed) for item in value]
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        filled = {f.name: _filled(getattr(value, f.name), seed) for f in dataclasses.fields(value)}
+        return dataclasses.replace(value, **filled)
+    return value
+
+
+def slug(name: str) -> str:
+    """A name for a folder: letters and digits, all else a dash."""
+    return re.sub(r"[^a-z0-9.]+", "-", name.lower()).strip("-")

@@ -1,0 +1,167 @@
+"""Runs a plan: every arm at every rate and seed, each once, in one process group.
+
+    for each seed
+        pretrain the bases, count their background      kept, see bases.py
+        for each arm and each of its rates
+            on the tuning facts (tuning seed only)      restore the base in memory, learn, evaluate
+            on the reported facts                       the same
+    choose a rate for each arm by the tuning facts      chosen.json
+
+A run that is complete is not run again, so a plan that was stopped goes on where it was, and
+several processes may share one plan, each with seeds of its own.
+"""
+
+import functools
+import gc
+import json
+import logging
+import time
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from titan_smf.checkpoint import first_difference, write_json
+from titan_smf.config import JobConfig, check, explain, resolved
+from titan_smf.errors import ConfigError
+from titan_smf.evaluation.sets import complete_sets
+from titan_smf.metrics import clock
+from titan_smf.reproduce.bases import Bases, BaseWeights
+from titan_smf.reproduce.plan import Plan
+from titan_smf.reproduce.runs import Run, planned_runs, results_at, save_rates
+from titan_smf.runtime import rank, world_size
+from titan_smf.trainer import Trainer
+from titan_smf.trainer import run as run_trainer
+
+COMPLETE = "complete.json"
+"""In the folder of a complete run: its settings, and the seconds it took."""
+
+logger = logging.getLogger("titan_smf")
+
+
+class ArmTrainer(Trainer):
+    """A trainer that starts from weights in memory."""
+
+    def __init__(self, config: JobConfig, base: BaseWeights) -> None:
+        super().__init__(config)
+        self.base = base
+
+    def load_weights(self, run: str) -> Path:
+        """Take the base's, which the first trainer reads from the run's folder."""
+        self.base.load_into(self.model, lambda: super(ArmTrainer, self).load_weights(run))
+        return Path(run)
+
+
+class Runner:
+    """Runs what is left of a plan and says how long that takes."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self.seconds: dict[str, list[float]] = defaultdict(list)
+        """What complete runs took, by arm."""
+
+    def run(self) -> bool:
+        """Run to the end of the plan; False if asked to stop before."""
+        runs = list(planned_runs(self.plan))
+        bases = {run.seed: Bases(self.plan, run.seed) for run in runs}
+        self._check(runs, bases)
+        left = [run for run in runs if not self._is_complete(run, bases[run.seed])]
+        logger.info("%d runs, %d of them complete already", len(runs), len(runs) - len(left))
+        for number, run in enumerate(left):
+            begin = time.perf_counter()
+            if not self._run(run, bases[run.seed]):
+                logger.info("Stopped on request; the same command goes on from here")
+                return False
+            self._record(run, bases[run.seed], time.perf_counter() - begin)
+            self._print_progress(run, left[number + 1 :], len(runs))
+        if rank() == 0:
+            save_rates(self.plan)
+        return True
+
+    def configuration(self, run: Run, bases: Bases) -> JobConfig:
+        """The configuration of one run, complete with the base and the counts it needs."""
+        config = self.plan.learning(run.arm, run.seed, run.rate, run.tuning)
+        config.job.dump_folder = str(run.folder(self.plan))
+        config.checkpoint.enable = False
+        config.checkpoint.initial_load_path = bases.pretraining(run.arm.base).job.dump_folder
+        config.metrics.enable_tensorboard = False
+        bases.set_tokenizer(config)
+        if _needs_counts(config):
+            folder = Path(bases.counting(run.arm).job.dump_folder)
+            config.selection.idf_path = str(folder / "idf.safetensors")
+        return config
+
+    def _run(self, run: Run, bases: Bases) -> bool:
+        config = self.configuration(run, bases)
+        weights = bases.weights(run.arm.base)
+        if weights is None or (_needs_counts(config) and not bases.count(run.arm)):
+            return False
+        gc.collect()  # the trainer before: its parts refer to each other
+        level = logger.level
+        logger.setLevel(logging.WARNING)  # a line for each run is enough
+        try:
+            build = functools.partial(ArmTrainer, base=weights)
+            return run_trainer(config, Trainer.train, build) == 0
+        finally:
+            logger.setLevel(level)
+
+    def _check(self, runs: Sequence[Run], bases: dict[int, Bases]) -> None:
+        """Find the mistakes of the whole plan before its first run."""
+        for run in runs:
+            learning = self.configuration(run, bases[run.seed])
+            for config in (bases[run.seed].pretraining(run.arm.base), learning):
+                try:
+                    check(config, world_size())
+                    roles = {given.role for given in complete_sets(config.evaluation)}
+                except ConfigError as error:
+                    explain(error, config)
+                    error.source += f", {run}"
+                    raise
+            if "target" not in roles:
+                allowed = 'sets of which one has role = "target", to see what was learned'
+                raise ConfigError("learn.evaluation.sets", list(roles), allowed, self.plan.source)
+
+    def _is_complete(self, run: Run, bases: Bases) -> bool:
+        """Whether there are results of a run, by the settings that it has now.
+
+        Raises:
+            ConfigError: there are, by other settings.
+        """
+        folder = run.folder(self.plan)
+        if not (folder / COMPLETE).is_file():
+            return False
+        done = json.loads((folder / COMPLETE).read_text())
+        if difference := first_difference(done["settings"], self._settings(run, bases)):
+            allowed = f"a new folder, or one without {folder}, where {difference}"
+            raise ConfigError("reproduce.folder", self.plan.reproduce.folder, allowed)
+        self.seconds[run.arm.name].append(done["seconds"])
+        return True
+
+    def _settings(self, run: Run, bases: Bases) -> dict[str, Any]:
+        return resolved(self.configuration(run, bases))
+
+    def _record(self, run: Run, bases: Bases, seconds: float) -> None:
+        self.seconds[run.arm.name].append(seconds)
+        if rank() == 0:
+            done = {"seconds": seconds, "settings": self._settings(run, bases)}
+            write_json(run.folder(self.plan) / COMPLETE, done)
+
+    def _print_progress(self, run: Run, left: Sequence[Run], total: int) -> None:
+        mean = fmean(second for seconds in self.seconds.values() for second in seconds)
+        seconds = sum(
+            fmean(self.seconds[other.arm.name]) if self.seconds[other.arm.name] else mean
+            for other in left
+        )
+        scores = "  ".join(
+            f"{line['set']} {name} {value['mean']:.3f}"
+            for line in results_at(run.folder(self.plan), last=True)
+            for name, value in list(line["metrics"].items())[:1]
+        )
+        done = total - len(left)
+        logger.info("%d/%d  %s  %s  left %s", done, total, run, scores, clock(seconds))
+
+
+def _needs_counts(config: JobConfig) -> bool:
+    uses = config.selection.ranking in ("tfidf", "kl")
+    return config.finetune.method == "sparse_memory" and uses
