@@ -1,6 +1,7 @@
 """The analysis of accesses equals plain set arithmetic, the sparse step's choice, and itself on any
 number of ranks."""
 
+import dataclasses
 import json
 import random
 import subprocess
@@ -11,10 +12,10 @@ from typing import Any
 import pytest
 import torch
 from launch import run_on_ranks
+from report_runs import SPARSE, notes, report, scores, table, write_run
 from test_sparse_memory import CONFIG, count, learn
 from test_training import EXACT, ROOT, arguments, train
 
-from titan_smf.checkpoint import find_checkpoint
 from titan_smf.config_sections import Stream
 from titan_smf.data.stream_loader import open_stream
 from titan_smf.data.tokenizer import Tokenizer, load_tokenizer
@@ -26,7 +27,6 @@ from titan_smf.evaluation.token_accesses import NOWHERE, auc, core_set, places
 WORLD = "synthetic:world?facts=300&new_facts=5"
 SIZES, TOP_T, BATCH = [10, 60, 400], 60, 8
 SETTINGS: dict[str, Any] = {
-    "stream.path": WORLD,
     "analysis.sizes": SIZES,
     "selection.top_t": TOP_T,
     "selection.ranking": "tfidf",
@@ -36,6 +36,7 @@ SETTINGS: dict[str, Any] = {
 }
 TWO_TABLES = {"memory.layers": "[1, 2]", "memory.share_values": "false"}
 MODELS: dict[str, dict[str, Any]] = {"one layer": {}, "two tables": TWO_TABLES}
+TEXTS = {"one layer": 6, "two tables": BATCH}  # the first one replays two rows of background
 SPREAD = ("two tables", "documents")
 
 
@@ -73,9 +74,21 @@ def runs_of(folder: str) -> dict[str, dict[str, Any]]:
             "checkpoint.initial_load_path": f"{folder}/base {name}",
             "selection.idf_path": f"{folder}/idf {name}/idf.safetensors",
         }
-        runs[name] = model | EXACT | SETTINGS | given
-    documents = {"stream.kind": "documents", "selection.ranking": "tf", "analysis.limit": 1}
-    return runs | {"documents": runs["one layer"] | documents}
+        runs[name] = model | EXACT | SETTINGS | {"stream.path": f"{folder}/facts.jsonl"} | given
+    documents = {"stream.path": WORLD, "stream.kind": "documents", "analysis.limit": 1}
+    runs["documents"] = runs["one layer"] | documents | {"selection.ranking": "tf"}
+    replay = {"replay.share": 0.25, "replay.sources": '[{path = "synthetic:world?facts=300"}]'}
+    runs["one layer"] |= replay
+    return runs
+
+
+def write_facts(path: Path) -> None:
+    """The world's new facts, with fewer statements than a batch has rows, and with more."""
+    rows = [
+        dataclasses.asdict(fact) | {"statements": fact.texts[:number]}
+        for fact, number in zip(open_stream(WORLD, "facts"), (3, 12, 1, 8, 5), strict=True)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
 def plain_analysis(folder: str, name: str) -> dict[str, Any]:
@@ -88,9 +101,7 @@ def plain_analysis(folder: str, name: str) -> dict[str, Any]:
     words = arguments(Path(folder) / "plain", runs_of(folder)[name], CONFIG)
     config = analysis_config(load_config(words))
     trainer = Trainer(config)
-    trainer.checkpoints.load_weights(
-        find_checkpoint(Path(config.checkpoint.initial_load_path or ""))
-    )
+    trainer.load_weights(config.checkpoint.initial_load_path or "")
     memory = trainer.model.model_args.memory
 
     def reads(text: str) -> list[list[tuple[int, float]]]:
@@ -112,11 +123,13 @@ def plain_analysis(folder: str, name: str) -> dict[str, Any]:
 
     names = names_in(config.stream)
     results = []
-    for record in open_stream(WORLD, "facts"):
-        whole = [reads(text) for text in (record.question, *record.texts[:BATCH])]  # type: ignore[attr-defined]
+    for record in open_stream(config.stream.path, "facts"):
+        whole = [reads(text) for text in (record.question, *record.texts[: TEXTS[name]])]  # type: ignore[attr-defined]
         counts: dict[int, int] = {}
-        for slot in (slot for text in whole[1:] for token in text for slot, _ in token):
-            counts[slot] = counts.get(slot, 0) + 1
+        for row in range(TEXTS[name]):
+            read_in_row = whole[1 + row % len(record.texts)]
+            for slot in (slot for token in read_in_row for slot, _ in token):
+                counts[slot] = counts.get(slot, 0) + 1
         question, *texts = (text[1:] for text in whole)  # a begin token is only counted
         read = [{slot for token in text for slot, _ in token} for text in (question, *texts)]
         core = set.intersection(*read)
@@ -162,6 +175,7 @@ def plain_analysis(folder: str, name: str) -> dict[str, Any]:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Everything on one rank, and the analyses on 2 and 4."""
     folder = tmp_path_factory.mktemp("analyses")
+    write_facts(folder / "facts.jsonl")
     run_on_ranks(prepare, 1, str(folder))
     runs = {name: runs_of(str(folder))[name] for name in SPREAD}
     for ranks in (2, 4):
@@ -309,6 +323,27 @@ def test_a_stream_without_names_is_reported_without_auc(folder: Path, tmp_path: 
     assert access_report.table(analysis)[1][0][-1] == "-"
 
 
+def test_the_report_has_a_section_for_each_analysis(folder: Path, tmp_path: Path) -> None:
+    write_run(tmp_path / "runs/sparse", SPARSE, 0.1, 0, scores(0.7, 0.8))
+    analysis = analysis_of(folder / "1", "one layer")
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        content = json.dumps(analysis)
+        (tmp_path / name / "access_analysis.json").write_text(
+            content[: len(content) if name == "a" else -9]
+        )
+    text = report(tmp_path / "runs", tmp_path / "a", tmp_path / "b", tmp_path)
+    heading = f"Slots that hold facts of {folder}/facts.jsonl"
+    assert text.count(f"## {heading}\n") == 1, "the same file is read once"
+    rows = table(text, heading)
+    mean, low, high = analysis["summary"]["rankings"]["tfidf"]["recall"][1]
+    assert rows["tfidf"]["core set found"] == f"{mean:.1%} ({100 * low:.1f} to {100 * high:.1f})"
+    assert access_report.coloured_texts(analysis) in (tmp_path / "report/report.html").read_text()
+    assert f"{tmp_path}/b/access_analysis.json: not used, it is torn" in notes(text).replace(
+        "\\", ""
+    )
+
+
 @pytest.mark.parametrize(
     ("key", "settings"),
     [
@@ -322,7 +357,11 @@ def test_what_is_missing_is_named(key: str, settings: dict[str, Any], tmp_path: 
     from titan_smf.config import load_config
     from titan_smf.evaluation.access_analysis import analysis_config
 
-    given = {"selection.idf_path": "i", "checkpoint.initial_load_path": "c"} | settings
+    given = {
+        "stream.path": WORLD,
+        "selection.idf_path": "i",
+        "checkpoint.initial_load_path": "c",
+    } | settings
     with pytest.raises(ConfigError, match=f"^command line: {key}: got"):
         analysis_config(load_config(arguments(tmp_path, given, CONFIG)))
 

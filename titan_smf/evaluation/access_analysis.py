@@ -32,11 +32,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from titan_smf.checkpoint import find_checkpoint
 from titan_smf.config import JobConfig
 from titan_smf.data.documents import Document
 from titan_smf.data.facts import Fact
 from titan_smf.data.records import Record
+from titan_smf.data.replay import num_replay_rows
 from titan_smf.data.stream_loader import open_stream
 from titan_smf.errors import ConfigError
 from titan_smf.evaluation.access_report import write_report
@@ -98,6 +98,7 @@ def analysis_config(config: JobConfig) -> JobConfig:
         config,
         finetune=dataclasses.replace(config.finetune, method="sparse_memory"),
         optimizer=default.optimizer,
+        evaluation=default.evaluation,
         checkpoint=dataclasses.replace(config.checkpoint, enable=False),
         validation=dataclasses.replace(config.validation, enable=False),
         metrics=dataclasses.replace(config.metrics, enable_tensorboard=False),
@@ -110,8 +111,7 @@ def analysis_config(config: JobConfig) -> JobConfig:
 
 def analyse_accesses(trainer: Trainer) -> bool:
     """Analyse what the trainer's configuration names and write the files; True. Collective."""
-    path = find_checkpoint(Path(trainer.job_config.checkpoint.initial_load_path or ""))
-    trainer.checkpoints.load_weights(path)
+    path = trainer.load_weights(trainer.job_config.checkpoint.initial_load_path or "")
     analysis = AccessAnalysis(trainer).run(str(path))
     if analysis is not None:
         write_report(analysis, Path(trainer.job_config.job.dump_folder))
@@ -132,7 +132,9 @@ class AccessAnalysis:
         self.sizes = sorted({*config.analysis.sizes, config.selection.top_t})
         local = config.training.local_batch_size
         steps = trainer.gradient_accumulation_steps
-        self.batch_size = steps * local * dist.get_world_size()
+        rows = steps * local * dist.get_world_size()
+        self.batch_size = rows - num_replay_rows(config.replay.share, rows)
+        """Texts of a step. Rows of replay have no part in the choice of slots."""
         memory = trainer.model.model_args.memory
         self.tables = OwnedSlots(memory.num_slots, 0, memory.num_slots, memory.num_tables)
         """Every rank ranks the slots of its own records, so it needs the counts of all slots."""

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from titan_smf.errors import UserError
+from titan_smf.report.access import analyses_below
 from titan_smf.report.estimates import Estimate
 
 CONFIG, METRICS, RESULTS, CHOSEN = "config.toml", "metrics.jsonl", "results.jsonl", "chosen.json"
@@ -152,7 +153,7 @@ def find_runs(paths: Sequence[Path], notes: list[str]) -> list[Run]:
         if not path.is_dir():
             raise UserError(f"{path}: no such folder; give the folders of finished runs")
         folders = list(_run_folders(path))
-        if not folders:
+        if not folders and not analyses_below([path]):
             raise UserError(
                 f"{path}: holds no run, neither itself nor in a folder below: no {CONFIG}, "
                 f"{METRICS} or {RESULTS}; give the job.dump_folder of a training run, or one above"

@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from titan_smf.report import pictures, slot_usage, tables
+from titan_smf.report.access import access_sections
 from titan_smf.report.document import Points, Section, Text, write_document
 from titan_smf.report.methods import Comparison, compare
 from titan_smf.report.runs import find_runs
@@ -35,6 +36,7 @@ def write_report(paths: Sequence[Path], output: Path) -> list[Path]:
         sections.append(_summary(comparison))
         made = (make(comparison) for make in SECTIONS)
         sections += [replace(section, level=3) for section in made if section is not None]
+    sections += access_sections(paths, notes)
     sections.append(_left_out(notes))
     return write_document(output, "Learning and forgetting: a report", sections)
 
