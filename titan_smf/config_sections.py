@@ -187,10 +187,10 @@ class Data:
 
 @dataclass
 class Finetune:
-    method: Literal["full", "sparse_memory", "lora"] = "full"
-    """What learns: "full" = all weights, as in pretraining; "sparse_memory" = in each step the rows
-    of the slots it selects, everything else stays as it is (arXiv 2510.15103); "lora" = adapters
-    beside linear maps, everything else stays as it is (arXiv 2106.09685)."""
+    method: Literal["full", "sparse_memory", "lora", "values"] = "full"
+    """What learns, while everything else stays as it is: "full" = all weights, as in pretraining;
+    "sparse_memory" = in each step the rows of the slots it selects (arXiv 2510.15103); "lora" =
+    adapters beside linear maps (arXiv 2106.09685); "values" = whole value tables, a control."""
 
 
 @dataclass

@@ -47,7 +47,7 @@ def build_train_spec(config: JobConfig, stream: Sequence[Record] = ()) -> TrainS
     tokenizer = load_tokenizer(settings.name, settings.path, settings.pattern)
     args = model_args(config, tokenizer)
 
-    sparse = config.finetune.method == "sparse_memory"
+    method = config.finetune.method
 
     def build_dataloader(
         dp_world_size: int, dp_rank: int, **_: Any
@@ -59,15 +59,16 @@ def build_train_spec(config: JobConfig, stream: Sequence[Record] = ()) -> TrainS
         return _token_loader(config, config.data.sources, tokenizer, dp_rank, dp_world_size)
 
     def parallelized(model: MemoryLlama, dims: ParallelDims, job_config: JobConfig) -> MemoryLlama:
-        if sparse:
+        if method in ("sparse_memory", "values"):
             freeze(model)  # before FSDP, which then reduces no gradients
+        if method == "values":
+            model.tables.requires_grad_(True)
         return parallelize(model, dims, job_config)
 
     def build_optimizers(models: list[MemoryLlama], *_: Any) -> OptimizersContainer:
-        return (RowOptimizers if sparse else AdamWithValues)(models[0], config)
+        return (RowOptimizers if method == "sparse_memory" else AdamWithValues)(models[0], config)
 
-    lora = config.finetune.method == "lora"
-    model_cls = partial(LoraLlama, lora=config.lora) if lora else MemoryLlama
+    model_cls = partial(LoraLlama, lora=config.lora) if method == "lora" else MemoryLlama
     return TrainSpec(
         model_cls=model_cls,  # type: ignore[arg-type]
         model_args={config.model.flavor: args},
@@ -130,9 +131,9 @@ def model_args(config: JobConfig, tokenizer: Tokenizer) -> MemoryLlamaArgs:
     args.vocab_size = -(-tokenizer.n_vocab // _VOCABULARY_MULTIPLE) * _VOCABULARY_MULTIPLE
     args.eos_id = tokenizer.eos_id
     args.update_from_config(config)
-    if config.finetune.method == "sparse_memory" and not args.memory.layers:
+    if config.finetune.method in ("sparse_memory", "values") and not args.memory.layers:
         allowed = "full or lora, for a model without memory"
-        raise ConfigError("finetune.method", "sparse_memory", allowed)
+        raise ConfigError("finetune.method", config.finetune.method, allowed)
     if config.finetune.method == "lora":
         target_names(args, config.lora)
     return args
@@ -155,7 +156,7 @@ class AdamWithValues(OptimizersContainer):
         rest = [
             p for p in model.parameters() if p.requires_grad and all(p is not v for v in values)
         ]
-        groups: list[dict[str, Any]] = [{"params": rest}]
+        groups: list[dict[str, Any]] = [{"params": rest}] if rest else []
         if values:
             memory = config.memory
             decay = memory.value_weight_decay

@@ -9,7 +9,7 @@ from titan_smf.report.estimates import Estimate, over_seeds
 from titan_smf.report.frontier import Matched, Point, at_learning
 from titan_smf.report.runs import ROLES, EvaluationSet, Run
 
-ORDER_OF_KINDS = ("sparse_memory", "lora", "full")
+ORDER_OF_KINDS = ("sparse_memory", "values", "lora", "full")
 
 
 @dataclass(frozen=True)

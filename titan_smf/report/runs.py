@@ -185,7 +185,7 @@ def read_run(folder: Path, chosen: dict[Path, dict[str, Any]], notes: list[str])
     if config is None:
         return None
     run = Run(folder, config, rates)
-    run.rate_is_of_values = run.kind == "sparse_memory"
+    run.rate_is_of_values = run.kind in ("sparse_memory", "values")
     if not (folder / RESULTS).is_file():
         notes.append(f"{folder}: left out, it has no {RESULTS}: not evaluated")
         return None
