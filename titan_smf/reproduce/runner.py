@@ -69,12 +69,13 @@ class Runner:
         left = [run for run in runs if not self._is_complete(run, bases[run.seed])]
         logger.info("%d runs, %d of them complete already", len(runs), len(runs) - len(left))
         for number, run in enumerate(left):
+            logger.info("run %d/%d: %s", len(runs) - len(left) + number + 1, len(runs), run)
             begin = time.perf_counter()
             if not self._run(run, bases[run.seed]):
                 logger.info("Stopped on request; the same command goes on from here")
                 return False
             self._record(run, bases[run.seed], time.perf_counter() - begin)
-            self._print_progress(run, left[number + 1 :], len(runs))
+            self._print_progress(run, left[number + 1 :])
         if rank() == 0:
             save_rates(self.plan)
         return True
@@ -147,7 +148,7 @@ class Runner:
             done = {"seconds": seconds, "settings": self._settings(run, bases)}
             write_json(run.folder(self.plan) / COMPLETE, done)
 
-    def _print_progress(self, run: Run, left: Sequence[Run], total: int) -> None:
+    def _print_progress(self, run: Run, left: Sequence[Run]) -> None:
         mean = fmean(second for seconds in self.seconds.values() for second in seconds)
         seconds = sum(
             fmean(self.seconds[other.arm.name]) if self.seconds[other.arm.name] else mean
@@ -158,8 +159,7 @@ class Runner:
             for line in results_at(run.folder(self.plan), last=True)
             for name, value in list(line["metrics"].items())[:1]
         )
-        done = total - len(left)
-        logger.info("%d/%d  %s  %s  left %s", done, total, run, scores, clock(seconds))
+        logger.info("%s  left %s", scores, clock(seconds))
 
 
 def _needs_counts(config: JobConfig) -> bool:

@@ -28,6 +28,8 @@ def summary(plan: Plan) -> str:
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
         for row in table
     ]
+    if len(plan.reproduce.seeds) == 1:
+        lines += ["", "One seed: another may order the methods differently."]
     return "\n".join(lines)
 
 
