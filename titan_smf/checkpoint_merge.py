@@ -32,6 +32,10 @@ def merge_adapters(base: Path, adapters: Path, output: Path, report: Report) -> 
     if output.exists():
         raise CheckpointError(f"{output}: exists; give the name of a new folder")
     weights = StoredWeights(find_checkpoint(base))
+    if weights.state["identity"].get("adapters"):
+        raise CheckpointError(
+            f"{weights.path}: has adapters itself; give the weights that the run started from"
+        )
     model = weights.state["identity"]["weights"]["model"]
     found = load_adapters(adapters, model["n_heads"], model["n_kv_heads"])
     _check_fit(weights, found, adapters)
