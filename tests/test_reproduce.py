@@ -179,7 +179,7 @@ def run_plan(rank: int, ranks: int, folder: str, *words: str) -> dict[str, Any]:
     ]
     error = ""
     try:
-        Runner(plan_of(Path(folder), *words, "--learn.training.max_norm", "2")).run()
+        Runner(plan_of(Path(folder), *words, "--learn.stream.epochs", "3")).run()
     except ConfigError as found:
         error = str(found)
     return {"runs": len(files), "again": again, "error": error}
@@ -189,7 +189,7 @@ def test_each_run_is_run_once_from_the_same_weights(tmp_path: Path) -> None:
     (found,) = run_on_ranks(run_plan, 1, str(tmp_path), timeout=300)
     assert found["runs"] == 6, "two rates and one, for tuning and for the report"
     assert not found["again"], "complete runs are not run again"
-    assert "training.max_norm was 1.0 there and is 2 here" in found["error"]
+    assert "stream.epochs was 2 there and is 3 here" in found["error"]
     runs = tmp_path / "out/runs"
     starts = {starting_f1(folder) for folder in (runs / "seed-3/sparse-memory").iterdir()}
     assert len(starts) == 1

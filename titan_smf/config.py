@@ -19,7 +19,7 @@ from titan_smf.config_parsing import COMMAND_LINE, get, read_arguments, read_tom
 from titan_smf.config_sections import JobConfig
 from titan_smf.errors import ConfigError
 
-__all__ = ["JobConfig", "assign", "check", "explain", "load_config", "resolved", "save_resolved"]
+__all__ = ["JobConfig", "assign", "check", "explain", "load_config", "save_resolved"]
 
 
 def load_config(argv: Sequence[str]) -> JobConfig:
@@ -53,22 +53,15 @@ def explain(error: ConfigError, config: JobConfig) -> str:
 
 
 def save_resolved(config: JobConfig, path: str | Path) -> None:
-    """Write every setting as TOML; `load_config` of the file gives an equal configuration."""
-    lines = ["# All settings of a run with its defaults; to run it again: --job.config THIS_FILE"]
-    for source in dict.fromkeys(config.where.values()):
-        keys = [key for key, place in config.where.items() if place == source]
-        lines.append(f"# From {source}: {', '.join(keys)}")
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    text = "\n".join(lines) + "\n\n" + tomli_w.dumps(resolved(config))
-    Path(path).write_text(text, encoding="utf-8")
-
-
-def resolved(config: JobConfig) -> dict[str, Any]:
-    """Every setting in tables, as a TOML file has them.
+    """Write every setting as TOML; `load_config` of the file gives an equal configuration.
 
     Left out: what is none (always the default, TOML has no word for it) and torchtitan's settings
     that `check` lets nobody change.
     """
+    lines = ["# All settings of a run with its defaults; to run it again: --job.config THIS_FILE"]
+    for source in dict.fromkeys(config.where.values()):
+        keys = [key for key, place in config.where.items() if place == source]
+        lines.append(f"# From {source}: {', '.join(keys)}")
     values = dataclasses.asdict(config)
     tables: dict[str, Any] = {}
     for key in settings_of(JobConfig):
@@ -76,4 +69,5 @@ def resolved(config: JobConfig) -> dict[str, Any]:
         value = reduce(getitem, sections, values)[name]
         if value is not None and unsupported(key) is None:
             reduce(lambda table, part: table.setdefault(part, {}), sections, tables)[name] = value
-    return tables
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    Path(path).write_text("\n".join(lines) + "\n\n" + tomli_w.dumps(tables), encoding="utf-8")

@@ -4,7 +4,6 @@ Each is kept in a folder named by a hash of all its settings: the same settings 
 settings make another one. A pretraining or a count that was stopped goes on.
 """
 
-import dataclasses
 import hashlib
 import itertools
 import json
@@ -18,11 +17,11 @@ from torch.distributed.tensor import DTensor
 
 from titan_smf import storage
 from titan_smf.checkpoint import LAST
-from titan_smf.config import JobConfig, check
+from titan_smf.config import JobConfig, assign, check
 from titan_smf.count_background import count_background, counting_config
 from titan_smf.data.sources import source_texts
 from titan_smf.data.tokenizer import train_rank_file
-from titan_smf.reproduce.plan import Arm, Plan, slug
+from titan_smf.reproduce.plan import Arm, Plan, given_settings, slug
 from titan_smf.runtime import world_size
 from titan_smf.trainer import Trainer, run
 
@@ -60,20 +59,27 @@ class Bases:
         """The configuration of a base's pretraining, complete with folder and tokenizer."""
         config = self.plan.pretraining(base, self.seed)
         self.set_tokenizer(config)
-        config.checkpoint = dataclasses.replace(config.checkpoint, enable=True, keep_latest_k=1)
+        saving = {"checkpoint.enable": True, "checkpoint.keep_latest_k": 1}
+        assign(config, saving, self.plan.source)
         return self._placed(config, f"{slug(base)}-seed{self.seed}")
 
     def counting(self, arm: Arm) -> JobConfig:
         """The configuration of the count for an arm, complete with the weights it is for."""
         config = self.plan.counting(arm, self.seed)
         self.set_tokenizer(config)
-        config.checkpoint.initial_load_path = self.pretraining(arm.base).job.dump_folder
+        weights = {"checkpoint.initial_load_path": self.pretraining(arm.base).job.dump_folder}
+        assign(config, weights, self.plan.source)
         return self._placed(config, f"{slug(arm.base)}-seed{self.seed}-count")
+
+    def counts_path(self, arm: Arm) -> str:
+        """The file of the counts for an arm."""
+        return str(Path(self.counting(arm).job.dump_folder, "idf.safetensors"))
 
     def set_tokenizer(self, config: JobConfig) -> None:
         """Name the tokenizer that is trained for this plan and seed, if it has one."""
         if self.plan.reproduce.vocabulary:
-            config.tokenizer.path = str(self._tokenizer_path())
+            path = {"tokenizer.path": str(self._tokenizer_path())}
+            assign(config, path, self.plan.source)
 
     def weights(self, base: str) -> BaseWeights | None:
         """The weights of a base, pretrained if they are not there; None if asked to stop."""
@@ -90,9 +96,9 @@ class Bases:
 
     def count(self, arm: Arm) -> bool:
         """Count the background of an arm's base if that was not done; False if asked to stop."""
-        config = self.counting(arm)
-        if Path(config.job.dump_folder, "idf.safetensors").is_file():
+        if Path(self.counts_path(arm)).is_file():
             return True
+        config = self.counting(arm)
         logger.info("== counting the background of %s, seed %d", arm.base, self.seed)
         counting = counting_config(config, world_size())
         check(counting, world_size())
@@ -100,8 +106,7 @@ class Bases:
 
     def _placed(self, config: JobConfig, name: str) -> JobConfig:
         """The configuration with a folder named by what it says."""
-        config.job.dump_folder = ""
-        content = json.dumps(dataclasses.asdict(config), sort_keys=True, default=str)
+        content = json.dumps(given_settings(config), sort_keys=True)
         digest = hashlib.sha256(content.encode()).hexdigest()[:10]
         config.job.dump_folder = str(self.root / f"{name}-{digest}")
         return config

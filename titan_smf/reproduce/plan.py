@@ -15,6 +15,7 @@ its phase before it: `--pretrain.training.steps 100`.
 """
 
 import dataclasses
+import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -25,6 +26,7 @@ from titan_smf.config_parsing import (
     COMMAND_LINE,
     check_value,
     flatten,
+    get,
     read_arguments,
     read_tables,
     settings_of,
@@ -221,6 +223,12 @@ def _filled(value: Any, seed: int) -> Any:
         filled = {f.name: _filled(getattr(value, f.name), seed) for f in dataclasses.fields(value)}
         return dataclasses.replace(value, **filled)
     return value
+
+
+def given_settings(config: JobConfig) -> dict[str, Any]:
+    """The settings that a plan gives a run, as JSON values; defaults are not among them."""
+    values = {key: get(config, key) for key in sorted(config.where)}
+    return json.loads(json.dumps(values, default=dataclasses.asdict))
 
 
 def slug(name: str) -> str:

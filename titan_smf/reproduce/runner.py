@@ -23,12 +23,12 @@ from statistics import fmean
 from typing import Any
 
 from titan_smf.checkpoint import first_difference, write_json
-from titan_smf.config import JobConfig, check, explain, resolved
+from titan_smf.config import JobConfig, assign, check, explain
 from titan_smf.errors import ConfigError
 from titan_smf.evaluation.sets import complete_sets
 from titan_smf.metrics import clock
 from titan_smf.reproduce.bases import Bases, BaseWeights
-from titan_smf.reproduce.plan import Plan
+from titan_smf.reproduce.plan import Plan, given_settings
 from titan_smf.reproduce.runs import Run, planned_runs, results_at, save_rates
 from titan_smf.runtime import rank, world_size
 from titan_smf.trainer import Trainer
@@ -83,14 +83,16 @@ class Runner:
     def configuration(self, run: Run, bases: Bases) -> JobConfig:
         """The configuration of one run, complete with the base and the counts it needs."""
         config = self.plan.learning(run.arm, run.seed, run.rate, run.tuning)
-        config.job.dump_folder = str(run.folder(self.plan))
-        config.checkpoint.enable = False
-        config.checkpoint.initial_load_path = bases.pretraining(run.arm.base).job.dump_folder
-        config.metrics.enable_tensorboard = False
         bases.set_tokenizer(config)
+        places: dict[str, Any] = {
+            "job.dump_folder": str(run.folder(self.plan)),
+            "checkpoint.enable": False,
+            "checkpoint.initial_load_path": bases.pretraining(run.arm.base).job.dump_folder,
+            "metrics.enable_tensorboard": False,
+        }
         if _needs_counts(config):
-            folder = Path(bases.counting(run.arm).job.dump_folder)
-            config.selection.idf_path = str(folder / "idf.safetensors")
+            places["selection.idf_path"] = bases.counts_path(run.arm)
+        assign(config, places, self.plan.source)
         return config
 
     def _run(self, run: Run, bases: Bases) -> bool:
@@ -140,7 +142,7 @@ class Runner:
         return True
 
     def _settings(self, run: Run, bases: Bases) -> dict[str, Any]:
-        return resolved(self.configuration(run, bases))
+        return given_settings(self.configuration(run, bases))
 
     def _record(self, run: Run, bases: Bases, seconds: float) -> None:
         self.seconds[run.arm.name].append(seconds)
