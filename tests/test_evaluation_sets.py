@@ -10,9 +10,12 @@ from titan_smf.config import load_config, save_resolved
 from titan_smf.config_sections import Evaluation, EvaluationSet
 from titan_smf.data.tokenizer import load_tokenizer
 from titan_smf.errors import ConfigError, DataError
+from titan_smf.evaluation.evaluate import SetResult
 from titan_smf.evaluation.likelihood import AnswerTask, TokenTask
+from titan_smf.evaluation.metrics import Estimate
 from titan_smf.evaluation.multiple_choice import ChoiceTask
 from titan_smf.evaluation.question_answering import QuestionTask
+from titan_smf.evaluation.results import ResultsFile
 from titan_smf.evaluation.sets import OpenSet, open_sets
 from titan_smf.evaluation.templates import load_template
 
@@ -183,3 +186,32 @@ def test_sets_come_from_the_command_line_and_survive_saving(tmp_path: Path) -> N
     save_resolved(mixed, tmp_path / "config.toml")
     saved = load_config(["--job.config", str(tmp_path / "config.toml")])
     assert saved.evaluation == mixed.evaluation
+
+
+def test_a_run_that_goes_on_keeps_the_results_up_to_its_step(tmp_path: Path) -> None:
+    def add(step: int, mean: float, checkpoint: str | None = None) -> None:
+        metrics = {"f1": Estimate(mean, 0.0, 1.0)}
+        result = SetResult("new", "target", "questions", 3, metrics, {}, [{"f1": mean}], 1.0)
+        file.add(result, step, checkpoint)
+
+    def kept() -> list[tuple[int, float, str | None]]:
+        lines = map(json.loads, file.path.read_text().splitlines())
+        return [(line["step"], line["metrics"]["f1"]["mean"], line["checkpoint"]) for line in lines]
+
+    file = ResultsFile(tmp_path)
+    file.start(0)
+    for step in (0, 10, 20):
+        add(step, step / 100)
+    add(10, 0.5)
+    add(30, 0.6, "checkpoints/step-30")
+    assert kept() == [
+        *((0, 0.0, None), (20, 0.2, None), (10, 0.5, None), (30, 0.6, "checkpoints/step-30")),
+    ]
+    assert json.loads((tmp_path / "predictions/new.jsonl").read_text()) == {"f1": 0.6}
+    assert file.sets_at(10) == {"new"}
+    assert file.sets_at(30) == set(), "a result of the tool is none of the run"
+    file.start(10)
+    assert [step for step, _, _ in kept()] == [0, 10]
+    file.start(0)  # it ended before it saved a checkpoint
+    assert not file.path.exists()
+    assert len((tmp_path / "results.previous.jsonl").read_text().splitlines()) == 2

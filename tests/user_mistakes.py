@@ -332,6 +332,9 @@ MISTAKES = {
         "memory.layers: got [4]; allowed: layer indices from 0 to 3: the model has 4",
         "--memory.layers=4",
     ),
+    "no items at once": with_options(
+        "evaluation.batch_size: got 0; allowed: 1 or more", "--evaluation.batch_size=0"
+    ),
     "negative layer": with_options(
         "memory.layers: got [-1]; allowed: layer indices from 0 to 3: the model has 4",
         "--memory.layers=-1",

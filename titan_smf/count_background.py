@@ -68,6 +68,7 @@ def counting_config(config: JobConfig, world_size: int) -> JobConfig:
         stream=dataclasses.replace(config.stream, path=""),
         checkpoint=dataclasses.replace(config.checkpoint, enable=False),
         validation=dataclasses.replace(config.validation, enable=False),
+        evaluation=dataclasses.replace(config.evaluation, sets=[]),
         metrics=dataclasses.replace(config.metrics, enable_tensorboard=False),
     )
     counting.where = config.where

@@ -37,9 +37,13 @@ class ResultsFile:
             drop_lines_after(self.path, step)
 
     def sets_at(self, step: int) -> set[str]:
-        """Names of the sets that have a result of this step. Collective."""
+        """Names of the sets that the run itself has a result of at this step. Collective."""
         return from_first_rank(
-            lambda: {line["set"] for line in read_lines(self.path) if line["step"] == step}
+            lambda: {
+                line["set"]
+                for line in read_lines(self.path)
+                if line["step"] == step and line["checkpoint"] is None
+            }
         )
 
     def add(self, result: SetResult, step: int, checkpoint: str | None) -> None:
