@@ -333,6 +333,7 @@ def test_the_report_has_a_section_for_each_analysis(folder: Path, tmp_path: Path
             content[: len(content) if name == "a" else -9]
         )
     text = report(tmp_path / "runs", tmp_path / "a", tmp_path / "b", tmp_path)
+    assert "tfidf" in report(tmp_path / "a"), "an analysis alone is reported, too"
     heading = f"Slots that hold facts of {folder}/facts.jsonl"
     assert text.count(f"## {heading}\n") == 1, "the same file is read once"
     rows = table(text, heading)

@@ -48,8 +48,8 @@ def _section(analysis: dict[str, Any]) -> Section:
                 "access-coverage",
                 pictures["access_coverage"],
                 "What each ranking finds, by the number of slots it selects: of the core set, of "
-                "the slots that answering reads, and how well reads of selected slots tell names "
-                "from other tokens (0.5 is chance). Bands: 95% intervals over records.",
+                "the weight that the question puts on slots, and how well reads of selected slots "
+                "tell names from other tokens (0.5 is chance). Bands: 95% intervals over records.",
             ),
             *by_size,
             Picture("access-core", pictures["access_core"], "Sizes of the core sets."),

@@ -146,7 +146,7 @@ def find_runs(paths: Sequence[Path], notes: list[str]) -> list[Run]:
     """Returns the runs with evaluations in folders and below them, by path, each once.
 
     Raises:
-        UserError: there is none in one of `paths`.
+        UserError: there is neither a run nor an analysis of accesses in one of `paths`.
     """
     runs: dict[Path, Run] = {}
     for path in paths:
@@ -162,7 +162,7 @@ def find_runs(paths: Sequence[Path], notes: list[str]) -> list[Run]:
         for folder in folders:
             if folder.resolve() not in runs and (run := read_run(folder, chosen, notes)):
                 runs[folder.resolve()] = run
-    if not runs:
+    if not runs and not analyses_below(paths):
         found = "\n  ".join(dict.fromkeys(notes))
         raise UserError(
             f"nothing to report, no run has evaluations after its training:\n  {found}\n"
