@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import torch
 
-from titan_smf.bench import lookup, ranks, sparse, step, training
+from titan_smf.bench import generation, lookup, ranks, sparse, step, training
 from titan_smf.bench.measure import Measure, table
 
 GROUPS: dict[str, Callable[[int], list[Measure]]] = {
@@ -25,6 +25,7 @@ GROUPS: dict[str, Callable[[int], list[Measure]]] = {
     "step_time": training.step_time,
     "finetuning": training.finetuning,
     "run_memory": training.run_memory,
+    "generation": generation.generation,
 }
 
 
