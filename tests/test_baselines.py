@@ -36,6 +36,7 @@ BASES: dict[str, tuple[str, dict[str, Any]]] = {"base": (FULL, {}), "dense base"
 RUNS: dict[str, tuple[str, dict[str, Any]]] = {
     "full": (FULL, {}),
     "full dense": (FULL, DENSE),
+    "values": (FULL, {"finetune.method": "values"}),
     "lora": (LORA, REPLAY),
     "lora two maps": (LORA, {"lora.targets": "wv,w2", "activation_checkpoint.mode": "full"}),
     "lora attention dense": (LORA, DENSE | {"lora.targets": "attention"}),
@@ -195,6 +196,13 @@ def test_lora_changes_nothing_but_adapters(runs: tuple[Path, dict[str, Any]], na
     early, late = weights(folder / "1" / name, 2), weights(folder / "1" / name, 4)
     adapters = {key for key in late if ".lora_" in key}
     assert not [key for key in late if torch.equal(early[key], late[key]) == (key in adapters)]
+
+
+def test_values_alone_change_where_they_alone_learn(runs: tuple[Path, dict[str, Any]]) -> None:
+    folder, _ = runs
+    early, late = weights(folder / "1" / "values", 2), weights(folder / "1" / "values", 4)
+    changed = {key for key in late if not torch.equal(early[key], late[key])}
+    assert changed == {"model.tables.0.values"}
 
 
 def test_adapters_that_do_not_fit_are_not_merged(
