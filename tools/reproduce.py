@@ -21,7 +21,7 @@ def main(argv: Sequence[str]) -> int:
     """Run what is left of a plan, then write its report; returns the exit code."""
     from titan_smf.reproduce.plan import read_plan
     from titan_smf.reproduce.runner import Runner
-    from titan_smf.reproduce.runs import runs_folder
+    from titan_smf.reproduce.runs import analyses_folder, runs_folder
     from titan_smf.reproduce.summary import summary
     from titan_smf.runtime import EXIT_STOPPED, rank
 
@@ -32,7 +32,10 @@ def main(argv: Sequence[str]) -> int:
         from titan_smf.report.write import write_report
 
         print(f"\n{summary(plan)}\n")
-        written = write_report([runs_folder(plan)], Path(plan.reproduce.folder, "report"))
+        inputs = [
+            folder for folder in (runs_folder(plan), analyses_folder(plan)) if folder.is_dir()
+        ]
+        written = write_report(inputs, Path(plan.reproduce.folder, "report"))
         print("Look at: ", "\n          ".join(map(str, written)))
     return 0
 

@@ -6,6 +6,7 @@
             on the tuning facts (tuning seed only)      restore the base in memory, learn, evaluate
             on the reported facts                       the same
     choose a rate for each arm by the tuning facts      chosen.json
+    analyse which slots hold the facts                  for each seed, with one arm
 
 A run that is complete is not run again, so a plan that was stopped goes on where it was, and
 several processes may share one plan, each with seeds of its own.
@@ -25,11 +26,19 @@ from typing import Any
 from titan_smf.checkpoint import first_difference, write_json
 from titan_smf.config import JobConfig, assign, check, explain
 from titan_smf.errors import ConfigError
+from titan_smf.evaluation.access_analysis import analyse_accesses, analysis_config
+from titan_smf.evaluation.access_report import ANALYSIS_FILE
 from titan_smf.evaluation.sets import complete_sets
 from titan_smf.metrics import clock
 from titan_smf.reproduce.bases import Bases, BaseWeights
 from titan_smf.reproduce.plan import Plan, given_settings
-from titan_smf.reproduce.runs import Run, planned_runs, results_at, save_rates
+from titan_smf.reproduce.runs import (
+    Run,
+    analyses_folder,
+    planned_runs,
+    results_at,
+    save_rates,
+)
 from titan_smf.runtime import rank, world_size
 from titan_smf.trainer import Trainer
 from titan_smf.trainer import run as run_trainer
@@ -78,6 +87,8 @@ class Runner:
             self._print_progress(run, left[number + 1 :])
         if rank() == 0:
             save_rates(self.plan)
+        for of_seed in bases.values():
+            self._analyse(of_seed)
         return True
 
     def configuration(self, run: Run, bases: Bases) -> JobConfig:
@@ -108,6 +119,18 @@ class Runner:
             return run_trainer(config, Trainer.train, build) == 0
         finally:
             logger.setLevel(level)
+
+    def _analyse(self, bases: Bases) -> None:
+        """Analyse accesses with the first arm that uses counts, if any does."""
+        runs = (Run(arm, bases.seed, arm.rates[0], tuning=False) for arm in self.plan.arms)
+        for run in runs:
+            config = self.configuration(run, bases)
+            if _needs_counts(config):
+                folder = analyses_folder(self.plan) / f"seed-{bases.seed}"
+                assign(config, {"job.dump_folder": str(folder)}, self.plan.source)
+                if not (folder / ANALYSIS_FILE).is_file():
+                    run_trainer(analysis_config(config), analyse_accesses)
+                return
 
     def _check(self, runs: Sequence[Run], bases: dict[int, Bases]) -> None:
         """Find the mistakes of the whole plan before its first run."""

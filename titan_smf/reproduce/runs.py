@@ -48,6 +48,11 @@ def runs_folder(plan: Plan) -> Path:
     return Path(plan.reproduce.folder, "runs")
 
 
+def analyses_folder(plan: Plan) -> Path:
+    """The folder of the analyses of accesses, one a seed."""
+    return Path(plan.reproduce.folder, "analysis")
+
+
 def chosen_rates(plan: Plan) -> dict[str, float]:
     """The rates in `chosen.json`, by arm; empty if none was chosen yet."""
     path = runs_folder(plan) / "chosen.json"
