@@ -17,7 +17,7 @@ from torch.distributed.tensor import DTensor
 
 from titan_smf import storage
 from titan_smf.checkpoint import LAST
-from titan_smf.config import JobConfig, assign, check
+from titan_smf.config import JobConfig, assign
 from titan_smf.count_background import count_background, counting_config
 from titan_smf.data.sources import source_texts
 from titan_smf.data.tokenizer import train_rank_file
@@ -69,6 +69,7 @@ class Bases:
         self.set_tokenizer(config)
         weights = {"checkpoint.initial_load_path": self.pretraining(arm.base).job.dump_folder}
         assign(config, weights, self.plan.source)
+        config = counting_config(config, world_size())
         return self._placed(config, f"{slug(arm.base)}-seed{self.seed}-count")
 
     def counts_path(self, arm: Arm) -> str:
@@ -98,11 +99,8 @@ class Bases:
         """Count the background of an arm's base if that was not done; False if asked to stop."""
         if Path(self.counts_path(arm)).is_file():
             return True
-        config = self.counting(arm)
         logger.info("== counting the background of %s, seed %d", arm.base, self.seed)
-        counting = counting_config(config, world_size())
-        check(counting, world_size())
-        return run(counting, count_background) == 0
+        return run(self.counting(arm), count_background) == 0
 
     def _placed(self, config: JobConfig, name: str) -> JobConfig:
         """The configuration with a folder named by what it says."""

@@ -84,7 +84,7 @@ class _ArmTable:
     rates: list[float]
     group: str = "core"
     replay: bool = False
-    """Run it a second time with the settings of [replay]."""
+    """Run it a second time with the settings of [replay], as an arm of the group "GROUP replay"."""
 
     __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012  a class attribute that pydantic reads
 
@@ -179,7 +179,7 @@ def _arms(
         yield Arm(arm.name, arm.group, arm.base, rate, rates, own)
         if arm.replay:
             name, settings_too = arm.name + WITH_REPLAY, replay | own
-            yield Arm(name, arm.group, arm.base, rate, rates, settings_too)
+            yield Arm(name, f"{arm.group} replay", arm.base, rate, rates, settings_too)
 
 
 def _check(plan: Plan, overrides: dict[str, Any]) -> None:

@@ -24,7 +24,7 @@ from statistics import fmean
 from typing import Any
 
 from titan_smf.checkpoint import first_difference, write_json
-from titan_smf.config import JobConfig, assign, check, explain
+from titan_smf.config import JobConfig, assign, check
 from titan_smf.errors import ConfigError
 from titan_smf.evaluation.access_analysis import analyse_accesses, analysis_config
 from titan_smf.evaluation.access_report import ANALYSIS_FILE
@@ -135,15 +135,18 @@ class Runner:
     def _check(self, runs: Sequence[Run], bases: dict[int, Bases]) -> None:
         """Find the mistakes of the whole plan before its first run."""
         for run in runs:
-            learning = self.configuration(run, bases[run.seed])
-            for config in (bases[run.seed].pretraining(run.arm.base), learning):
-                try:
+            of_seed = bases[run.seed]
+            try:
+                learning = self.configuration(run, of_seed)
+                configs = [of_seed.pretraining(run.arm.base), learning]
+                if _needs_counts(learning):
+                    configs.append(of_seed.counting(run.arm))
+                for config in configs:
                     check(config, world_size())
-                    roles = {given.role for given in complete_sets(config.evaluation)}
-                except ConfigError as error:
-                    explain(error, config)
-                    error.source += f", {run}"
-                    raise
+                roles = {given.role for given in complete_sets(learning.evaluation)}
+            except ConfigError as error:
+                error.source = f"{error.source or self.plan.source}, {run}"
+                raise
             if "target" not in roles:
                 allowed = 'sets of which one has role = "target", to see what was learned'
                 raise ConfigError("learn.evaluation.sets", list(roles), allowed, self.plan.source)
