@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 from launch import run_on_ranks
+from test_training import ROOT
 
+from titan_smf.config import check
 from titan_smf.errors import ConfigError
 from titan_smf.reproduce.plan import Plan, read_plan
 from titan_smf.reproduce.runner import Runner
@@ -140,6 +142,20 @@ def test_a_mistake_in_a_plan_is_named(tmp_path: Path, old: str, new: str, messag
         plan_of(tmp_path, text=PLAN.replace(old, new))
     assert message in str(error.value)
     assert "plan.toml" in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["demo", "reproduce_cpu", "reproduce_gpu", "reproduce_paper"])
+def test_every_run_of_the_plans_here_has_settings_that_can_be(name: str) -> None:
+    path = ROOT / f"train_configs/{name}.toml"
+    plan = read_plan(["--job.config", str(path)])
+    for run in planned_runs(plan):
+        check(plan.pretraining(run.arm.base, run.seed), 1)
+        config = plan.learning(run.arm, run.seed, run.rate, run.tuning)
+        config.selection.idf_path = "counts"  # the runner's part
+        check(config, 1)
+        assert config.lr_scheduler.decay_ratio == 0, "what comes last is learned like the rest"
+        assert any(each.role == "target" for each in config.evaluation.sets)  # type: ignore[union-attr]
+        assert all(config.where[key] for key in run.arm.rate)
 
 
 def test_arms_are_chosen_by_name_or_group(tmp_path: Path) -> None:
