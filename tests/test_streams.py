@@ -61,11 +61,20 @@ def loaders(
     global_size: int = 8,
     epochs: int = 1,
     seq_len: int = SEQ_LEN,
+    steps_per_record: int = 1,
 ) -> list[StreamLoader]:
     """One loader a rank."""
     return [
         StreamLoader(
-            records, tokenizer, seq_len, batch_size, global_size, rank, num_ranks, epochs=epochs
+            records,
+            tokenizer,
+            seq_len,
+            batch_size,
+            global_size,
+            rank,
+            num_ranks,
+            epochs=epochs,
+            steps_per_record=steps_per_record,
         )
         for rank in range(num_ranks)
     ]
@@ -253,6 +262,18 @@ def test_steps_follow_the_stream(facts: list[Fact], tokenizer: Tokenizer) -> Non
         assert names == {facts[step % 5].id[:2]}, "one fact a step, in order"
 
 
+def test_steps_in_a_row_have_the_next_statements(facts: list[Fact], tokenizer: Tokenizer) -> None:
+    (loader,) = loaders(facts, tokenizer, epochs=2, steps_per_record=3)
+    assert loader.num_steps == 30
+    for step, (_, labels) in enumerate(loader):
+        names = {tokenizer.decode(row[row != -100].tolist())[:2] for row in labels}
+        assert names == {facts[step // 3 % 5].id[:2]}, "three steps on each fact"
+    many = facts[-1]
+    in_epochs = texts_of(rows_of(loaders([many], tokenizer, epochs=6)), tokenizer)
+    in_a_row = loaders([many], tokenizer, epochs=2, steps_per_record=3)
+    assert texts_of(rows_of(in_a_row), tokenizer) == in_epochs
+
+
 def test_statements_repeat_in_order_and_rotate_over_epochs(
     facts: list[Fact], tokenizer: Tokenizer
 ) -> None:
@@ -279,16 +300,16 @@ def test_the_global_batch_does_not_depend_on_ranks_and_micro_batches(
 
 
 def test_resume_at_every_position_with_other_ranks(facts: list[Fact], tokenizer: Tokenizer) -> None:
-    expected = rows_of(loaders(facts, tokenizer, epochs=2))
+    expected = rows_of(loaders(facts, tokenizer, steps_per_record=2))
     shapes = [(1, 8), (2, 2), (4, 1), (1, 2), (4, 2)]
     for (num_ranks, batch_size), other in itertools.product(shapes, shapes):
-        ranks = loaders(facts, tokenizer, num_ranks, batch_size, epochs=2)
+        ranks = loaders(facts, tokenizer, num_ranks, batch_size, steps_per_record=2)
         micro_batches = 8 // (num_ranks * batch_size)
         rows: list[Row] = []
         for step in range(10 + 1):
             assert rows == expected[: step * 8]
             state = json.loads(json.dumps(ranks[-1].state_dict()))
-            resumed = loaders(facts, tokenizer, *other, epochs=2)
+            resumed = loaders(facts, tokenizer, *other, steps_per_record=2)
             for rank in resumed:
                 rank.load_state_dict(state)
             assert rows_of(resumed) == expected[step * 8 :]

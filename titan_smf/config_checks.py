@@ -75,7 +75,7 @@ _AT_LEAST_ONE = {
     "checkpoint": ("interval",),
     "selection": ("top_t",),
     "lora": ("rank",),
-    "stream": ("epochs",),
+    "stream": ("epochs", "steps_per_record"),
     "idf": ("num_batches", "batch_size", "seq_len", "checkpoint_interval"),
     "analysis": ("limit",),
     "evaluation": ("max_new_tokens", "batch_size", "seq_len", "resamples"),

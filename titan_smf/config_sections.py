@@ -242,7 +242,7 @@ class Selection:
 @dataclass
 class Stream:
     path: str = ""
-    """New knowledge, learned one fact or chunk a step in this order: a jsonl file or fsspec URL, or
+    """New knowledge, learned one fact or chunk after another: a jsonl file or fsspec URL, or
     `synthetic:world?...`; "" = train on `data.sources`."""
 
     kind: Literal["facts", "documents"] = "facts"
@@ -250,6 +250,10 @@ class Stream:
 
     epochs: int = 1
     """Times the stream is learned; the run ends with it, or at `training.steps` before."""
+
+    steps_per_record: int = 1
+    """Steps in a row on each fact or chunk, each with its next texts. Published: 1, which is too
+    few for small models."""
 
 
 @dataclass

@@ -119,6 +119,7 @@ def _stream_loader(
         dp_rank=rank,
         dp_world_size=ranks,
         epochs=config.stream.epochs,
+        steps_per_record=config.stream.steps_per_record,
         replay=replay,
     )
 

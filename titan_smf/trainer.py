@@ -75,7 +75,8 @@ class Trainer(torchtitan.train.Trainer):
         stream: Sequence[Record] = ()
         if path := job_config.stream.path:
             stream = open_stream(path, job_config.stream.kind)
-            steps = len(stream) * job_config.stream.epochs  # the run ends with its stream
+            visits = job_config.stream.epochs * job_config.stream.steps_per_record
+            steps = len(stream) * visits  # the run ends with its stream
             job_config.training.steps = min(job_config.training.steps, steps)
         # torchtitan looks the parts up by the model's name; each run registers its own.
         name = f"{job_config.model.name}-{uuid.uuid4()}"

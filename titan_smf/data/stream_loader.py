@@ -1,4 +1,4 @@
-"""Batches of the continual phase: one fact or chunk a step, in the order of its stream.
+"""Batches of the continual phase: one fact or chunk a step or more, in the order of its stream.
 
     B sequences in a micro-batch, S sequence length, W ranks, G sequences in a global batch,
     P of them replay
@@ -6,8 +6,9 @@
 The global batch of a step holds the texts of one record, one a row, whatever the number of ranks,
 and P rows of background text between them (`replay.py`):
 
-    text row i in epoch e  text (e*(G - P) + i) mod n of the record's n texts: fewer than G - P
-                           repeat in order, more go on where the epoch before stopped
+    text row i in step v   text (v*(G - P) + i) mod n of the record's n texts, v counting the steps
+      of a record          on it in all epochs: fewer than G - P texts repeat in order, more go on
+                           where the step before stopped
     micro-batch j, rank r  rows (j*W + r)*B to (j*W + r + 1)*B
     a row                  tokens  [begin] t1 t2 t3 [end]        S = 6
                            input   [begin] t1 t2 t3 [pad] [pad]
@@ -85,6 +86,8 @@ class StreamLoader:
 
     Args:
         global_batch_size: G, a multiple of `local_batch_size * dp_world_size`.
+        epochs: times that the stream is read.
+        steps_per_record: steps in a row on each record in an epoch.
         replay: the P rows of background text, of `seq_len` tokens; None for none.
     """
 
@@ -98,18 +101,21 @@ class StreamLoader:
         dp_rank: int,
         dp_world_size: int,
         epochs: int = 1,
+        steps_per_record: int = 1,
         replay: Replay | None = None,
     ) -> None:
         assert 0 <= dp_rank < dp_world_size, "a rank of the data-parallel group"
         assert global_batch_size % (local_batch_size * dp_world_size) == 0, "whole micro-batches"
         assert records, "a stream is not empty"
         assert epochs >= 1, "the stream is read at least once"
+        assert steps_per_record >= 1, "each record is learned"
         self._seq_len = seq_len
         self._batch_size = local_batch_size
         self._global_size = global_batch_size
         self._rank = dp_rank
         self._num_ranks = dp_world_size
         self._epochs = epochs
+        self._steps_per_record = steps_per_record
         self._replay = replay
         is_replay = np.zeros(global_batch_size, bool) if replay is None else replay.is_replay
         self._is_replay = is_replay
@@ -118,7 +124,7 @@ class StreamLoader:
         self._sequences = _tokenize(records, tokenizer, seq_len, warn=dp_rank == 0)
         self._digest = _digest(records)
         self._position = 0
-        self.num_steps = len(records) * epochs
+        self.num_steps = len(records) * epochs * steps_per_record
         """Global batches from the start of the stream to its end."""
 
     def __iter__(self) -> Iterator[Batch]:
@@ -136,13 +142,15 @@ class StreamLoader:
 
     def _batch(self, rows: slice) -> Batch:
         """These rows of the current global batch."""
-        epoch, record = divmod(self._position, len(self._sequences))
+        visit, step = divmod(self._position, self._steps_per_record)
+        epoch, record = divmod(visit, len(self._sequences))
         sequences = self._sequences[record]
         shape = (self._batch_size, self._seq_len)
         inputs = np.full(shape, self._pad_id, dtype=np.int64)
         labels = np.full(shape, IGNORE_INDEX, dtype=np.int64)
         is_replay = self._is_replay[rows]
-        first = epoch * np.count_nonzero(~self._is_replay)
+        steps_before = epoch * self._steps_per_record + step
+        first = steps_before * np.count_nonzero(~self._is_replay)
         for row in np.flatnonzero(~is_replay):
             tokens = sequences[(first + self._text_of_row[rows][row]) % len(sequences)]
             inputs[row, : len(tokens) - 1] = tokens[:-1]
@@ -160,6 +168,7 @@ class StreamLoader:
             "stream_records": len(self._sequences),
             "stream_digest": self._digest,
             "epochs": self._epochs,
+            "steps_per_record": self._steps_per_record,
             "global_batch_size": self._global_size,
             "seq_len": self._seq_len,
             "position": self._position,
