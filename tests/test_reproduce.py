@@ -72,6 +72,7 @@ group = "dense"
 base = "dense"
 rate = ["optimizer.lr"]
 rates = [1e-3]
+settings = {{ finetune.method = "full" }}
 """
 
 
@@ -126,9 +127,14 @@ def test_an_arm_with_replay_is_run_without_and_with(tmp_path: Path) -> None:
         ),
         ('"full, dense"', '"sparse memory"', "a name of its own"),
         ('"full, dense"', '"Sparse: memory"', "differ in letters or digits"),
-        ("rates = [1e-3]", "rates = []", "one or more numbers"),
-        ("rates = [1e-3]", "rates = [-1e-3]", "one or more numbers above 0"),
+        ("rates = [1e-3]", "rates = []", "one or more different numbers"),
+        ("rates = [1e-3]", "rates = [-1e-3]", "one or more different numbers above 0"),
         ('"optimizer.lr"', '"optimizer.lrr"', "arms[1].rate: got 'optimizer.lrr'"),
+        ("rates = [1e-3]", "rates = [1e-3, 0.001]", "one or more different numbers"),
+        ("rates = [1e-3]", "rates = [inf]", "one or more different numbers above 0"),
+        ('["optimizer.lr"]', "[]", "the settings that take the rate"),
+        ('finetune.method = "full"', "stream.epochs = 1", "finetune.method among the settings"),
+        ('"full, dense"', '".."', "differ in letters or digits"),
         ("seeds = [3]", "seeds = [3, 3]", "different numbers"),
         ("steps = 4", "step = 4", "pretrain.training.steps is the nearest setting"),
         ("[bases.dense.memory]", "[bases.dense.memry]", "memory"),

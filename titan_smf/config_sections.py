@@ -306,8 +306,11 @@ class EvaluationSet:
     shots: int = -1
     """Examples of the template before each item; -1 = all it has."""
 
+    skip: int = 0
+    """Items that are left out at the start of the set; not for text."""
+
     limit: int = 0
-    """Items that are used, from the start of the set; of text, sequences spread evenly over it;
+    """Items that are used, after those left out; of text, sequences spread evenly over it;
     0 = all, of text at most 1000."""
 
     __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012  a class attribute that pydantic reads

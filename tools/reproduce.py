@@ -9,19 +9,19 @@ titan_smf/reproduce says how). All runs in one process group; what is complete i
 the same command goes on after a stop. Processes may share the work by seeds: `--reproduce.seeds 1`.
 Settings: `--reproduce.arms core`, `--pretrain.training.steps 100`.
 
-At the end the report is in `reproduce.folder`. Exit codes: 0 done, 2 a mistake, 75 stopped.
+At the end there is a report for each group of arms in `reproduce.folder`. Exit codes: 0 done, 2 a
+mistake, 75 stopped.
 """
 
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 
 def main(argv: Sequence[str]) -> int:
     """Run what is left of a plan, then write its report; returns the exit code."""
     from titan_smf.reproduce.plan import read_plan
+    from titan_smf.reproduce.reports import write_reports
     from titan_smf.reproduce.runner import Runner
-    from titan_smf.reproduce.runs import analyses_folder, runs_folder
     from titan_smf.reproduce.summary import summary
     from titan_smf.runtime import EXIT_STOPPED, rank
 
@@ -29,14 +29,8 @@ def main(argv: Sequence[str]) -> int:
     if not Runner(plan).run():
         return EXIT_STOPPED
     if rank() == 0:
-        from titan_smf.report.write import write_report
-
         print(f"\n{summary(plan)}\n")
-        inputs = [
-            folder for folder in (runs_folder(plan), analyses_folder(plan)) if folder.is_dir()
-        ]
-        written = write_report(inputs, Path(plan.reproduce.folder, "report"))
-        print("Look at: ", "\n          ".join(map(str, written)))
+        print("Look at: ", "\n          ".join(map(str, write_reports(plan))))
     return 0
 
 

@@ -51,9 +51,9 @@ TRAIN_QUESTIONS = 24
 """Times that the text asks a fact, in turn in each wording of its question."""
 QUESTION_SHARE = 0.8
 """Share of the known facts that the text also asks."""
-FACT_SETS = ("new_facts", "tuning_facts", "known_facts", "near_facts", "far_facts")
+FACT_SETS = ("new_facts", "tuning_facts", "known_facts", "near_facts", "far_facts", "other_facts")
 """Names of the sets of facts that streams and question sets are made of. `known_facts` are the
-known facts that the text asks."""
+known facts that the text asks; near, far and other facts are parts of them."""
 SMALLEST_POPULATION = 20
 """People, towns, books and companies there are at least, so that answers cannot be guessed."""
 
@@ -197,6 +197,12 @@ class World:
         Of each relation as many as are near, none of them near.
         """
         return self._near_and_far[1]
+
+    @property
+    def other_facts(self) -> list[Fact]:
+        """Asked facts that are neither near nor far, in random order."""
+        apart = {fact.id for part in self._near_and_far for fact in part}
+        return [fact for fact in self.asked_facts if fact.id not in apart]
 
     @cached_property
     def _near_and_far(self) -> tuple[list[Fact], list[Fact]]:

@@ -95,6 +95,8 @@ def _complete(given: EvaluationSet | str, template: str) -> EvaluationSet:
         raise ConfigError(KEY, name, "a name of letters, digits, _, - and ., beginning with one")
     if given.shots < -1:
         raise ConfigError(KEY, f"shots = {given.shots}", f"0 or more, or -1 for all ({name})")
+    if given.skip < 0:
+        raise ConfigError(KEY, f"skip = {given.skip}", f"0 or more ({name})")
     if given.limit < 0:
         raise ConfigError(KEY, f"limit = {given.limit}", f"1 or more, or 0 for all ({name})")
     kind = _kind_of(given.path) if given.kind == "auto" else given.kind
@@ -122,24 +124,24 @@ def _open(
         raise ConfigError(KEY, f"shots = {given.shots}", allowed)
     shots = available if given.shots == -1 else given.shots
     if given.kind == "questions":
-        questions = open_questions(given.path, given.limit or None)
+        questions = open_questions(given.path, given.limit or None, given.skip)
         new = settings.max_new_tokens
         task: Task = QuestionTask(
             given.name, questions, template, shots, tokenizer, new, max_seq_len
         )
     else:
         kind = ChoiceTask if given.kind == "choices" else AnswerTask
-        rows = _rows(given.path, given.limit, given.kind)
+        rows = _rows(given.path, given.limit, given.skip, given.kind)
         task = kind(given.name, rows, template, shots, tokenizer, max_seq_len)
     task.settings |= {"template": given.template, "shots": shots}
     return task
 
 
-def _rows(path: str, limit: int, kind: str = "") -> Sequence[Row]:
+def _rows(path: str, limit: int, skip: int = 0, kind: str = "") -> Sequence[Row]:
     if path.startswith(SYNTHETIC_PREFIX) and kind == "likelihood":
-        questions = open_questions(path, limit or None)
+        questions = open_questions(path, limit or None, skip)
         return [Row(path, {"question": q.question, "answer": q.answers[0]}) for q in questions]
-    rows = list(itertools.islice(read_rows(path), limit or None))
+    rows = list(itertools.islice(read_rows(path), skip, skip + limit if limit else None))
     if not rows:
         raise DataError(f"{path}: holds no item")
     return rows

@@ -8,7 +8,7 @@ import hashlib
 import itertools
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -16,10 +16,11 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 
 from titan_smf import storage
-from titan_smf.checkpoint import LAST
+from titan_smf.checkpoint import LAST, from_first_rank
 from titan_smf.config import JobConfig, assign
 from titan_smf.count_background import count_background, counting_config
 from titan_smf.data.sources import source_texts
+from titan_smf.data.synthetic import WORLD_VERSION
 from titan_smf.data.tokenizer import train_rank_file
 from titan_smf.reproduce.plan import Arm, Plan, given_settings, slug
 from titan_smf.runtime import world_size
@@ -97,22 +98,21 @@ class Bases:
 
     def count(self, arm: Arm) -> bool:
         """Count the background of an arm's base if that was not done; False if asked to stop."""
-        if Path(self.counts_path(arm)).is_file():
+        if from_first_rank(Path(self.counts_path(arm)).is_file):
             return True
         logger.info("== counting the background of %s, seed %d", arm.base, self.seed)
         return run(self.counting(arm), count_background) == 0
 
     def _placed(self, config: JobConfig, name: str) -> JobConfig:
         """The configuration with a folder named by what it says."""
-        content = json.dumps(given_settings(config), sort_keys=True)
-        digest = hashlib.sha256(content.encode()).hexdigest()[:10]
+        digest = _digest(given_settings(config), self._tokenizer_sources())
         config.job.dump_folder = str(self.root / f"{name}-{digest}")
         return config
 
     def _tokenizer_path(self) -> Path:
         sources = self._tokenizer_sources()
         size = self.plan.reproduce.vocabulary
-        digest = hashlib.sha256(json.dumps([sources, size]).encode()).hexdigest()[:10]
+        digest = _digest(size, sources)
         return self.root / f"tokenizer-{size}-{digest}.tiktoken"
 
     def _tokenizer_sources(self) -> list[str]:
@@ -129,9 +129,19 @@ class Bases:
                     train_rank_file(itertools.chain.from_iterable(texts), size, str(path))
 
 
+def _digest(settings: object, sources: Sequence[str]) -> str:
+    """Ten hex digits that change with the settings, the invented world, and local files."""
+    files = [Path(source) for source in sources if Path(source).is_file()]
+    contents = [[file.stat().st_size, file.stat().st_mtime_ns] for file in files]
+    content = json.dumps([settings, sources, contents, WORLD_VERSION], sort_keys=True)
+    return hashlib.sha256(content.encode()).hexdigest()[:10]
+
+
 def _is_finished(folder: Path, steps: int) -> bool:
     last = folder / LAST
-    return last.is_file() and last.read_text().strip() == f"step-{steps}"
+    return bool(
+        from_first_rank(lambda: last.is_file() and last.read_text().strip() == f"step-{steps}")
+    )
 
 
 def base_tensors(model: nn.Module) -> dict[str, torch.Tensor]:

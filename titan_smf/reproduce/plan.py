@@ -16,6 +16,7 @@ its phase before it: `--pretrain.training.steps 100`.
 
 import dataclasses
 import json
+import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -173,8 +174,15 @@ def _arms(
         arm: _ArmTable = check_value(key, table, _ArmTable, path)
         if unknown := [name for name in arm.rate if settings.get(name) is not float]:
             raise ConfigError(f"{key}.rate", unknown[0], "a setting that is a number", path)
-        if not arm.rates or any(rate <= 0 for rate in arm.rates):
-            raise ConfigError(f"{key}.rates", arm.rates, "one or more numbers above 0", path)
+        if not arm.rate:
+            raise ConfigError(f"{key}.rate", [], "the settings that take the rate", path)
+        usable = all(0 < rate < math.inf for rate in arm.rates)
+        if not arm.rates or not usable or len(set(arm.rates)) < len(arm.rates):
+            allowed = "one or more different numbers above 0"
+            raise ConfigError(f"{key}.rates", arm.rates, allowed, path)
+        if "finetune.method" not in own:
+            allowed = "finetune.method among the settings: what learns"
+            raise ConfigError(f"{key}.settings", list(own), allowed, path)
         rate, rates = tuple(arm.rate), tuple(arm.rates)
         yield Arm(arm.name, arm.group, arm.base, rate, rates, own)
         if arm.replay:
@@ -191,7 +199,7 @@ def _check(plan: Plan, overrides: dict[str, Any]) -> None:
     if twice := [name for name in names if names.count(name) > 1]:
         raise ConfigError("arms.name", twice[0], "a name of its own for each arm", plan.source)
     slugs = [slug(name) for name in names]
-    if same := [name for name in names if slugs.count(slug(name)) > 1]:
+    if same := [name for name in names if not slug(name) or slugs.count(slug(name)) > 1]:
         raise ConfigError(
             "arms.name", same[0], "names that differ in letters or digits", plan.source
         )
@@ -233,4 +241,4 @@ def given_settings(config: JobConfig) -> dict[str, Any]:
 
 def slug(name: str) -> str:
     """A name for a folder: letters and digits, all else a dash."""
-    return re.sub(r"[^a-z0-9.]+", "-", name.lower()).strip("-")
+    return re.sub(r"[^a-z0-9.]+", "-", name.lower()).strip("-.")

@@ -14,7 +14,6 @@ several processes may share one plan, each with seeds of its own.
 
 import functools
 import gc
-import json
 import logging
 import time
 from collections import defaultdict
@@ -23,7 +22,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from titan_smf.checkpoint import first_difference, write_json
+from titan_smf.checkpoint import first_difference, from_first_rank, write_json
 from titan_smf.config import JobConfig, assign, check
 from titan_smf.errors import ConfigError
 from titan_smf.evaluation.access_analysis import analyse_accesses, analysis_config
@@ -33,6 +32,7 @@ from titan_smf.metrics import clock
 from titan_smf.reproduce.bases import Bases, BaseWeights
 from titan_smf.reproduce.plan import Plan, given_settings
 from titan_smf.reproduce.runs import (
+    COMPLETE,
     Run,
     analyses_folder,
     planned_runs,
@@ -42,9 +42,6 @@ from titan_smf.reproduce.runs import (
 from titan_smf.runtime import rank, world_size
 from titan_smf.trainer import Trainer
 from titan_smf.trainer import run as run_trainer
-
-COMPLETE = "complete.json"
-"""In the folder of a complete run: its settings, and the seconds it took."""
 
 logger = logging.getLogger("titan_smf")
 
@@ -128,7 +125,7 @@ class Runner:
             if _needs_counts(config):
                 folder = analyses_folder(self.plan) / f"seed-{bases.seed}"
                 assign(config, {"job.dump_folder": str(folder)}, self.plan.source)
-                if not (folder / ANALYSIS_FILE).is_file():
+                if not from_first_rank((folder / ANALYSIS_FILE).is_file):
                     run_trainer(analysis_config(config), analyse_accesses)
                 return
 
@@ -152,17 +149,16 @@ class Runner:
                 raise ConfigError("learn.evaluation.sets", list(roles), allowed, self.plan.source)
 
     def _is_complete(self, run: Run, bases: Bases) -> bool:
-        """Whether there are results of a run, by the settings that it has now.
+        """Whether there are results of a run, by the settings that it has now. Collective.
 
         Raises:
             ConfigError: there are, by other settings.
         """
-        folder = run.folder(self.plan)
-        if not (folder / COMPLETE).is_file():
+        done = from_first_rank(lambda: run.completed(self.plan))
+        if done is None:
             return False
-        done = json.loads((folder / COMPLETE).read_text())
         if difference := first_difference(done["settings"], self._settings(run, bases)):
-            allowed = f"a new folder, or one without {folder}, where {difference}"
+            allowed = f"a new folder, or one without {run.folder(self.plan)}, where {difference}"
             raise ConfigError("reproduce.folder", self.plan.reproduce.folder, allowed)
         self.seconds[run.arm.name].append(done["seconds"])
         return True

@@ -12,6 +12,9 @@ from titan_smf.checkpoint import write_json
 from titan_smf.metrics import read_lines
 from titan_smf.reproduce.plan import Arm, Plan, slug
 
+COMPLETE = "complete.json"
+"""In the folder of a complete run: its settings, and the seconds it took."""
+
 
 @dataclass(frozen=True)
 class Run:
@@ -31,6 +34,14 @@ class Run:
         kind = "tuning" if self.tuning else "runs"
         root = Path(plan.reproduce.folder, kind, f"seed-{self.seed}")
         return root / slug(self.arm.name) / f"rate-{self.rate:g}"
+
+    def completed(self, plan: Plan) -> dict[str, Any] | None:
+        """The settings and seconds of the run if it is complete, else None."""
+        try:
+            done = json.loads((self.folder(plan) / COMPLETE).read_text())
+        except (FileNotFoundError, ValueError):  # or torn: it is run again
+            return None
+        return done if isinstance(done, dict) and done.keys() >= {"settings", "seconds"} else None
 
 
 def planned_runs(plan: Plan) -> Iterator[Run]:
@@ -56,7 +67,10 @@ def analyses_folder(plan: Plan) -> Path:
 def chosen_rates(plan: Plan) -> dict[str, float]:
     """The rates in `chosen.json`, by arm; empty if none was chosen yet."""
     path = runs_folder(plan) / "chosen.json"
-    return json.loads(path.read_text()) if path.is_file() else {}
+    try:
+        return dict(json.loads(path.read_text()))
+    except (FileNotFoundError, ValueError, TypeError):  # or torn: it is written again
+        return {}
 
 
 def save_rates(plan: Plan) -> None:
@@ -85,9 +99,18 @@ def choose_rates(plan: Plan) -> dict[str, float]:
     }
 
 
+def complete_folders(plan: Plan) -> dict[str, list[Path]]:
+    """The folders of complete runs that are reported, by the group of their arm."""
+    folders: dict[str, list[Path]] = defaultdict(list)
+    for run in planned_runs(plan):
+        if not run.tuning and run.completed(plan) is not None:
+            folders[run.arm.group].append(run.folder(plan))
+    return folders
+
+
 def results_at(folder: Path, last: bool) -> list[dict[str, Any]]:
     """The lines of a run's `results.jsonl` from its last evaluation, or its first."""
-    lines = read_lines(folder / "results.jsonl")
+    lines = [line for line in read_lines(folder / "results.jsonl") if not line.get("checkpoint")]
     steps = [line["step"] for line in lines]
     step = (max if last else min)(steps, default=0)
     return [line for line in lines if line["step"] == step]
