@@ -373,6 +373,8 @@ def learn_from_patches(rank: int, ranks: int, folder: str, bases: str, first: st
     learn(rank, ranks, folder, {"same": settings | {start: first}})
     both = settings | {patches: json.dumps([p1, p2]), "training.steps": 1}
     learn(rank, ranks, folder, {"third": both})
+    adapters = {"finetune.method": "lora", "selection.ranking": "tf"}
+    learn(rank, ranks, folder, {"beside the patch": both | adapters})
     refused = {
         "is of other weights": settings | {patches: json.dumps([p2])},
         "patch 2 changes weights with": settings | {patches: json.dumps([p2, p1])},
@@ -414,7 +416,10 @@ def count_in_two_goes(rank: int, ranks: int, folder: str, base: str) -> None:
         path = Path(folder) / "idf.safetensors"
         path.rename(path.with_name(path.name + ".partial"))
     torch.distributed.barrier()
-    count(rank, ranks, folder, settings)
+    few = {"idf.num_batches": 2, "idf.path": f"{folder}/idf.safetensors"}
+    with pytest.raises(ConfigError, match=r"idf.num_batches: got 2; allowed: 3 or more"):
+        count(rank, ranks, f"{folder}/few", settings | few)
+    count(rank, ranks, folder, settings | {"replay.share": 0.5, "optimizer.name": "SGD"})
 
 
 def test_counts_do_not_depend_on_ranks_or_interruptions(bases: Path, tmp_path: Path) -> None:

@@ -347,6 +347,11 @@ MISTAKES = {
     "fewer half-keys than the flavor's slots": Mistake(
         "default: memory.k: got 8; allowed: at most memory.n_keys, 4", more=("--memory.n_keys=4",)
     ),
+    "slots for half-keys": with_options(
+        "memory.n_keys: got 50000; allowed: half-keys of which all tables' slots, its square each, "
+        "are below 2**31",
+        "--memory.n_keys=50000",
+    ),
     "odd query": with_options(
         "memory.k_dim: got 33; allowed: an even number: a key has two halves", "--memory.k_dim=33"
     ),

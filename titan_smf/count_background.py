@@ -61,10 +61,14 @@ def counting_config(config: JobConfig, world_size: int) -> JobConfig:
         global_batch_size=idf.batch_size,
         steps=idf.num_batches,
     )
+    default = JobConfig()
     counting = dataclasses.replace(
         config,
         training=training,
         finetune=dataclasses.replace(config.finetune, method="full"),
+        lora=default.lora,
+        replay=default.replay,
+        optimizer=default.optimizer,
         stream=dataclasses.replace(config.stream, path=""),
         checkpoint=dataclasses.replace(config.checkpoint, enable=False),
         validation=dataclasses.replace(config.validation, enable=False),
@@ -150,6 +154,12 @@ class BackgroundCount:
                     f"that of {self.partial}, which counts {metadata.ranges}, or another idf.path"
                 )
                 raise ConfigError("idf.first_batch", first, allowed)
+            if metadata.documents > self.settings.num_batches:
+                allowed = (
+                    f"{metadata.documents} or more, which {self.partial} counts already; or remove "
+                    "it, or give another idf.path"
+                )
+                raise ConfigError("idf.num_batches", self.settings.num_batches, allowed)
             self.frequency.resume(load_idf(self.partial, self.owned, self.trainer.device))
             logger.info("Resumed after batch %d from %s", metadata.documents, self.partial)
         self.trainer.dataloader.skip((first + self.frequency.documents) * self.settings.batch_size)

@@ -149,14 +149,19 @@ def check_devices() -> None:
 
 # What torchtitan and torch say at each start although nothing is wrong: how they look for a GPU's
 # name, set NCCL up, keep the process group of a run before, turn autocast off, seed DTensors on a
-# CPU, and treat meshes of one rank.
+# CPU, treat meshes of one rank, and set a resumed schedule to its step.
 _LOGGED_NOISE = (
     "Error running lspci",
     "Peak flops undefined",
     "ENV[",
     "torch.distributed is already initialized",
 )
-_WARNED_NOISE = ("In CPU autocast", "Set timeout is now only", "DTensor .* may not have complete")
+_WARNED_NOISE = (
+    "In CPU autocast",
+    "Set timeout is now only",
+    "DTensor .* may not have complete",
+    r"Detected call of `lr_scheduler.step\(\)`",
+)
 
 
 def configure_logging() -> None:

@@ -105,8 +105,11 @@ class Trainer(torchtitan.train.Trainer):
         self.model = model
         if job_config.training.mixed_precision_param != "bfloat16":
             self.maybe_enable_amp = torch.autocast(self.device.type, enabled=False)
+        sparse = job_config.finetune.method == "sparse_memory"  # which counts what it selects from
         self.accesses = [
-            AccessCounter(_num_local_rows(table), self.device) for table in model.value_tables()
+            AccessCounter(_num_local_rows(table), self.device)
+            for table in model.value_tables()
+            if not sparse
         ]
         replicas = self.parallel_dims.get_optional_mesh("dp_replicate")
         self.replicate_group = replicas.get_group() if replicas is not None else None

@@ -102,22 +102,24 @@ def load_adapters(folder: Path, n_heads: int, n_kv_heads: int | None) -> StoredA
         rank, alpha = config["r"], config["lora_alpha"]
     except FileNotFoundError as error:
         allowed = "give the folder of a run with finetune.method lora"
-        raise CheckpointError(f"{error.filename}: no adapters there; {allowed}") from None
-    except (OSError, ValueError, KeyError, safetensors.SafetensorError) as error:
-        raise CheckpointError(f"{folder}: the adapters cannot be read: {error}") from None
+        raise CheckpointError(f"{error.filename or folder}: no adapters there; {allowed}") from None
+    except (OSError, ValueError, KeyError, TypeError, safetensors.SafetensorError) as error:
+        raise CheckpointError(f"{folder}: the adapters cannot be read: {error!r}") from None
     other = [name for name in _CHANGES_RESULT if config.get(name)]
     if config.get("peft_type") != "LORA" or other:
         kind = ", ".join(other) or config.get("peft_type")
         raise CheckpointError(f"{folder}: adapters with {kind} are not supported, plain LoRA is")
+    if not isinstance(rank, int) or rank < 1:
+        raise CheckpointError(f"{folder}: adapters of rank {rank!r}, which there cannot be")
     ours = {theirs: name for name, theirs in _NAMES.items()}
     pairs = {}
     for key in sorted(name for name in tensors if name.endswith(".lora_A.weight")):
         name = key.removesuffix(".lora_A.weight")
         block, theirs = _split(name.removeprefix(_PREFIX))
         B = tensors.pop(f"{name}.lora_B.weight", None)
-        if theirs not in ours or B is None:
+        heads = _heads(ours.get(theirs, ""), n_heads, n_kv_heads)
+        if theirs not in ours or B is None or (heads and B.shape[0] % (2 * heads)):
             raise CheckpointError(f"{folder}: {name} is no adapter of a map of this Llama")
-        heads = _heads(ours[theirs], n_heads, n_kv_heads)
         pairs[f"{block}.{ours[theirs]}"] = tensors.pop(key), _to_pairs(B, heads)
     if tensors:
         raise CheckpointError(f"{folder}: {sorted(tensors)[0]} is no part of an adapter")
@@ -126,7 +128,8 @@ def load_adapters(folder: Path, n_heads: int, n_kv_heads: int | None) -> StoredA
 
 def _split(name: str) -> tuple[str, str]:
     """`layers.3` and `attention.wq`."""
-    layers, number, rest = name.split(".", 2)
+    layers, _, rest = name.partition(".")
+    number, _, rest = rest.partition(".")
     return f"{layers}.{number}", rest
 
 

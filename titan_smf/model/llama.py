@@ -113,6 +113,10 @@ class MemoryLlamaArgs(TransformerModelArgs):
             raise ConfigError("memory.layers", memory.layers, allowed)
         if memory.k > memory.n_keys:
             raise ConfigError("memory.k", memory.k, f"at most memory.n_keys, {memory.n_keys}")
+        slots = memory.num_tables * memory.num_slots
+        if slots >= 2**31:
+            allowed = "half-keys of which all tables' slots, its square each, are below 2**31"
+            raise ConfigError("memory.n_keys", memory.n_keys, allowed)
         if memory.k_dim % 2:
             raise ConfigError("memory.k_dim", memory.k_dim, "an even number: a key has two halves")
 

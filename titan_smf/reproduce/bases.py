@@ -22,6 +22,7 @@ from titan_smf.count_background import count_background, counting_config
 from titan_smf.data.sources import source_texts
 from titan_smf.data.synthetic import WORLD_VERSION
 from titan_smf.data.tokenizer import train_rank_file
+from titan_smf.model.names import is_adapter
 from titan_smf.reproduce.plan import Arm, Plan, given_settings, slug
 from titan_smf.runtime import world_size
 from titan_smf.trainer import Trainer, run
@@ -146,7 +147,7 @@ def _is_finished(folder: Path, steps: int) -> bool:
 
 def base_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
     """The parameters that pretraining made, by name: all but those of adapters."""
-    return {name: p for name, p in model.named_parameters() if ".lora_" not in name}
+    return {name: p for name, p in model.named_parameters() if not is_adapter(name)}
 
 
 def _local(parameter: torch.Tensor) -> torch.Tensor:

@@ -27,6 +27,8 @@ from torch.distributed.checkpoint.state_dict import get_model_state_dict
 from torch.distributed.tensor import DTensor, Replicate, Shard
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
+from titan_smf.model.names import is_adapter
+
 MODULUS = 1 << 128
 BLOCK_BYTES = 16 << 20
 """What is held beside the weights: rows are read and hashed in blocks of about this size."""
@@ -82,12 +84,15 @@ def bytes_of_rows(rows: Tensor) -> RowBytes:
 def model_fingerprint(model: nn.Module) -> str:
     """Returns the fingerprint of a running model, the same as of its checkpoint. Collective.
 
-    Every rank hashes its own rows; of replicas the first one does. A tensor that is split other
-    than by rows (tensor parallelism) is gathered for the moment.
+    Adapters of LoRA are left out: it is that of the base they stand beside. Every rank hashes its
+    own rows; of replicas the first one does. A tensor that is split other than by rows (tensor
+    parallelism) is gathered for the moment.
     """
     total = 0
     for name, tensor in get_model_state_dict(model).items():
         assert isinstance(tensor, Tensor)
+        if is_adapter(name):
+            continue
         whole = tensor if tensor.dim() else tensor.reshape(1)  # as in checkpoints
         identity = tensor_id(f"model.{name}", whole.dtype, whole.shape)
         rows, first, counts = _rows_here(whole)
