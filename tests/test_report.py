@@ -256,6 +256,24 @@ def test_what_cannot_be_read_is_named(tmp_path: Path) -> None:
     assert len(said.strip().split("\n")) == 14
 
 
+def test_only_what_finished_runs_found_themselves_counts(tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    own = {"checkpoint": None}
+    for name, last in (("finished", 10), ("on its way", 5)):
+        folder = write_run(root / name, name, 1.0, 0, scores(0.7, 0.6))
+        config = (folder / "config.toml").read_text() + "\n[training]\nsteps = 10\n"
+        (folder / "config.toml").write_text(config)
+        lines = [result("new_facts", step, 0.1 * step, **own) for step in (0, last)]
+        later = result("new_facts", 10, 0.333, checkpoint="step-10, other shots")
+        write_lines(folder / "results.jsonl", [*lines, later])
+    text = report(root)
+    found = table(text, "Learning and forgetting")
+    assert found.keys() == {"finished"}
+    assert found["finished"]["new_facts F1 after"].startswith("1.000")
+    assert f"{root}/on its way: left out, it has come to step 5 of 10" in notes(text)
+    assert f"{root}/finished: left out 1 results of tools/evaluate.py" in notes(text)
+
+
 def test_a_run_that_diverged_is_named_and_reaches_no_frontier(tmp_path: Path) -> None:
     root = tmp_path / "root"
     write_run(root / "a", FULL, 1e-4, 0, scores(0.7, 0.6), kind="full")

@@ -189,7 +189,14 @@ def read_run(folder: Path, chosen: dict[Path, dict[str, Any]], notes: list[str])
     if not (folder / RESULTS).is_file():
         notes.append(f"{folder}: left out, it has no {RESULTS}: not evaluated")
         return None
-    for line in read_lines(folder / RESULTS, notes):
+    lines = read_lines(folder / RESULTS, notes)
+    own = [line for line in lines if line.get("checkpoint") is None]
+    if own and len(own) < len(lines):
+        notes.append(
+            f"{folder}: left out {len(lines) - len(own)} results of tools/evaluate.py; those of the "
+            "run itself are used"
+        )
+    for line in own or lines:
         _take_result(run, line, notes)
     metrics = read_lines(folder / METRICS, notes) if (folder / METRICS).is_file() else []
     _take_metrics(run, metrics)
@@ -197,6 +204,8 @@ def read_run(folder: Path, chosen: dict[Path, dict[str, Any]], notes: list[str])
         notes.append(f"{folder}: left out, {CONFIG} names no learning rate")
     elif not run.values:
         notes.append(f"{folder}: left out, {RESULTS} holds no evaluation")
+    elif own and run.last_step < (steps := config.get("training", {}).get("steps", 0)):
+        notes.append(f"{folder}: left out, it has come to step {run.last_step} of {steps}")
     elif run.last_step == 0:
         notes.append(f"{folder}: left out, evaluated before the first step only")
     elif run.target is None:
