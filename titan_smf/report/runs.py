@@ -193,8 +193,8 @@ def read_run(folder: Path, chosen: dict[Path, dict[str, Any]], notes: list[str])
     own = [line for line in lines if line.get("checkpoint") is None]
     if own and len(own) < len(lines):
         notes.append(
-            f"{folder}: left out {len(lines) - len(own)} results of tools/evaluate.py; those of the "
-            "run itself are used"
+            f"{folder}: left out {len(lines) - len(own)} results of tools/evaluate.py; those of "
+            "the run itself are used"
         )
     for line in own or lines:
         _take_result(run, line, notes)
