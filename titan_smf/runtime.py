@@ -149,8 +149,8 @@ def check_devices() -> None:
 
 # What torchtitan and torch say at each start although nothing is wrong: how they look for a GPU's
 # name, set NCCL up, keep the process group of a run before, turn autocast off, seed DTensors on a
-# CPU, treat meshes of one rank, set a resumed schedule to its step, and return views, which nothing here
-# writes into.
+# CPU, treat meshes of one rank, set a resumed schedule to its step, and return views, which
+# nothing here writes into.
 _LOGGED_NOISE = (
     "Error running lspci",
     "Peak flops undefined",
