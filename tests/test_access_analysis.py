@@ -37,6 +37,8 @@ SETTINGS: dict[str, Any] = {
 TWO_TABLES = {"memory.layers": "[1, 2]", "memory.share_values": "false"}
 MODELS: dict[str, dict[str, Any]] = {"one layer": {}, "two tables": TWO_TABLES}
 TEXTS = {"one layer": 6, "two tables": BATCH}  # the first one replays two rows of background
+PROMPT = {"one layer": "Q: {}\nA:", "two tables": "Question: {}\nAnswer:"}
+"""As templates.toml has them: that of the target set, and that of questions from a file."""
 SPREAD = ("two tables", "documents")
 
 
@@ -60,7 +62,7 @@ def prepare(rank: int, ranks: int, folder: str) -> None:
         counted = {"idf.num_batches": 5, "checkpoint.initial_load_path": f"{folder}/base {name}"}
         count(rank, ranks, f"{folder}/idf {name}", model | EXACT | counted | {"debug.seed": 3})
     analyse(rank, ranks, f"{folder}/1", runs_of(folder))
-    sparse = runs_of(folder)["one layer"] | {"training.steps": 5}
+    sparse = runs_of(folder)["one layer"] | {"training.steps": 5, "evaluation.sets": "[]"}
     learn(rank, ranks, folder, {"learned": sparse})
     for name in MODELS:
         expected = plain_analysis(folder, name)
@@ -78,7 +80,8 @@ def runs_of(folder: str) -> dict[str, dict[str, Any]]:
     documents = {"stream.path": WORLD, "stream.kind": "documents", "analysis.limit": 1}
     runs["documents"] = runs["one layer"] | documents | {"selection.ranking": "tf"}
     replay = {"replay.share": 0.25, "replay.sources": '[{path = "synthetic:world?facts=300"}]'}
-    runs["one layer"] |= replay
+    target = f'[{{path = "{WORLD}&set=new_facts", role = "target"}}]'
+    runs["one layer"] |= replay | {"evaluation.sets": target}
     return runs
 
 
@@ -124,17 +127,18 @@ def plain_analysis(folder: str, name: str) -> dict[str, Any]:
     names = names_in(config.stream)
     results = []
     for record in open_stream(config.stream.path, "facts"):
-        whole = [reads(text) for text in (record.question, *record.texts[: TEXTS[name]])]  # type: ignore[attr-defined]
+        question = PROMPT[name].format(record.question)  # type: ignore[attr-defined]
+        whole = [reads(text) for text in (question, *record.texts[: TEXTS[name]])]
         counts: dict[int, int] = {}
         for row in range(TEXTS[name]):
             read_in_row = whole[1 + row % len(record.texts)]
             for slot in (slot for token in read_in_row for slot, _ in token):
                 counts[slot] = counts.get(slot, 0) + 1
-        question, *texts = (text[1:] for text in whole)  # a begin token is only counted
-        read = [{slot for token in text for slot, _ in token} for text in (question, *texts)]
+        asked, *texts = (text[1:] for text in whole)  # a begin token is only counted
+        read = [{slot for token in text for slot, _ in token} for text in (asked, *texts)]
         core = set.intersection(*read)
         order = sorted(counts, key=lambda slot: (-counts[slot], slot))
-        weights = [pair for token in question for pair in token]
+        weights = [pair for token in asked for pair in token]
         total = sum(weight for _, weight in weights)
         tf: dict[str, list[Any]] = {"recall": [], "weight": [], "auc": []}
         for size in SIZES:

@@ -9,10 +9,12 @@ and is measured by
     AUC       how well a token's number of reads of selected slots tells tokens of names (subject,
               answer) from other tokens; the same for reads of the core set
 
-after the analysis in Continual Learning via Sparse Memory Finetuning (arXiv 2510.15103). A document
-has no question; its chunk, which is not trained on either, stands in for it. A begin token reads
-the same slots in every text: it counts where a step chooses its slots, as it does in training, and
-is left out of everything else.
+after the analysis in Continual Learning via Sparse Memory Finetuning (arXiv 2510.15103). The
+question is read as evaluation asks it, in its template without examples (`Q: ...\\nA:`): the answer
+is produced where the template ends, so what is read there counts. A document has no question; its
+chunk, which is not trained on either, stands in for it. A begin token reads the same slots in every
+text: it counts where a step chooses its slots, as it does in training, and is left out of
+everything else.
 
     records --every rank its own--> what each token reads --> one result a record --rank 0--> files
 
@@ -33,6 +35,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from titan_smf.config import JobConfig
+from titan_smf.config_sections import EvaluationSet
 from titan_smf.data.documents import Document
 from titan_smf.data.facts import Fact
 from titan_smf.data.records import Record
@@ -42,6 +45,8 @@ from titan_smf.errors import ConfigError
 from titan_smf.evaluation.access_report import write_report
 from titan_smf.evaluation.entity_spans import entity_tokens, names_in, pieces
 from titan_smf.evaluation.metrics import estimate
+from titan_smf.evaluation.sets import complete_sets
+from titan_smf.evaluation.templates import load_template
 from titan_smf.evaluation.token_accesses import (
     NOWHERE,
     ReadText,
@@ -68,7 +73,9 @@ logger = logging.getLogger("titan_smf")
 
 
 def analysis_config(config: JobConfig) -> JobConfig:
-    """The configuration of a finetuning run, changed so that nothing is trained or saved.
+    """The configuration of a finetuning run, changed so that it trains, asks and saves nothing.
+
+    Of the evaluation there stays `evaluation.template`, in which the stream's questions are asked.
 
     Raises:
         ConfigError: there is no stream, no checkpoint, no background, or no memory.
@@ -98,7 +105,7 @@ def analysis_config(config: JobConfig) -> JobConfig:
         config,
         finetune=dataclasses.replace(config.finetune, method="sparse_memory"),
         optimizer=default.optimizer,
-        evaluation=default.evaluation,
+        evaluation=dataclasses.replace(default.evaluation, template=question_template(config)),
         checkpoint=dataclasses.replace(config.checkpoint, enable=False),
         validation=dataclasses.replace(config.validation, enable=False),
         metrics=dataclasses.replace(config.metrics, enable_tensorboard=False),
@@ -107,6 +114,23 @@ def analysis_config(config: JobConfig) -> JobConfig:
     )
     changed.where = config.where
     return changed
+
+
+def question_template(config: JobConfig) -> str:
+    """The name of the template in which evaluation asks the stream's questions.
+
+    That of the first set of questions with the role of a target; without one, that of a set of the
+    stream's own questions that names none.
+    """
+    asked = [s for s in config.evaluation.sets if not isinstance(s, str) and s.role == "target"]
+    own = EvaluationSet(config.stream.path, "stream", "questions")
+    templates = [
+        complete.template
+        for one in (*asked, own)  # each by itself: two may have one name
+        for complete in complete_sets(dataclasses.replace(config.evaluation, sets=[one]))
+        if complete.kind == "questions"
+    ]
+    return templates[0]
 
 
 def analyse_accesses(trainer: Trainer) -> bool:
@@ -129,6 +153,7 @@ class AccessAnalysis:
         stream = open_stream(config.stream.path, config.stream.kind)
         self.records = stream[: config.analysis.limit]
         self.names = names_in(config.stream)
+        self.template = load_template(config.evaluation.template)
         self.sizes = sorted({*config.analysis.sizes, config.selection.top_t})
         local = config.training.local_batch_size
         steps = trainer.gradient_accumulation_steps
@@ -162,6 +187,7 @@ class AccessAnalysis:
             "checkpoint": checkpoint,
             "stream": settings.stream.path,
             "kind": settings.stream.kind,
+            "template": settings.evaluation.template,
             "idf": settings.selection.idf_path,
             "background_documents": self.background.documents,
             "slots": len(self.tables),
@@ -199,7 +225,13 @@ class AccessAnalysis:
 
     def _texts(self, record: Record) -> list[str]:
         """The question, or what stands in for it, then the texts of the record's first step."""
-        return [_question(record), *record.texts[: self.batch_size]]
+        return [self._question(record), *record.texts[: self.batch_size]]
+
+    def _question(self, record: Record) -> str:
+        if isinstance(record, Fact):
+            return self.template.prompt_of({"question": record.question}, shots=0)
+        assert isinstance(record, Document)
+        return record.chunk
 
     def _read(self, texts: Sequence[str], passes: int) -> list[ReadText]:
         """What the tokens of the texts read, in so many forward passes. Collective."""
@@ -359,10 +391,3 @@ def summarise(results: Sequence[dict[str, Any]], sizes: Sequence[int]) -> dict[s
 def _mean(values: Sequence[float | None]) -> list[float] | None:
     known = [value for value in values if value is not None]
     return list(dataclasses.astuple(estimate(known))) if known else None
-
-
-def _question(record: Record) -> str:
-    if isinstance(record, Fact):
-        return record.question
-    assert isinstance(record, Document)
-    return record.chunk

@@ -48,6 +48,11 @@ def sentences(analysis: dict[str, Any]) -> list[str]:
         f"Of the core set {_with_interval(summary['core_common'])} are slots that more than half "
         "of the background documents use, too.",
     ]
+    if analysis["kind"] == "facts":
+        found.append(
+            f"Questions are read as evaluation asks them, in template {analysis['template']}, but "
+            "without its examples: the answer is produced at the template's end."
+        )
     if summary["core_auc"]:
         found.append(
             "Reads of the core set tell tokens of names from others with an AUC of "
