@@ -11,44 +11,18 @@ from pathlib import Path
 
 import pytest
 import torch
+from matplotlib.figure import Figure
 from report_runs import FULL, SPARSE, notes, report, result, scores, table, write_lines, write_run
 
 from titan_smf.errors import UserError
 from titan_smf.report.document import Fragment, Section, write_document
 from titan_smf.report.estimates import Estimate, over_seeds, t_quantile
-from titan_smf.report.frontier import Matched, Point, at_learning, frontier
+from titan_smf.report.methods import Method
+from titan_smf.report.pictures import legend, png, styles
 from titan_smf.report.slot_usage import Selections
 from titan_smf.sparse.idf_file import IdfMetadata, IdfModel, save_idf
 
 TOOL = Path(__file__).parents[1] / "tools/report.py"
-
-
-def test_frontier_keeps_what_no_other_run_beats_and_interpolates_between_neighbours() -> None:
-    points = [
-        Point(0.8, 0.30),
-        Point(0.4, 0.02),
-        Point(0.55, 0.20),  # beaten by the next one
-        Point(0.6, 0.10),
-        Point(0.8, 0.35),  # beaten by the first one
-        Point(math.nan, 0.0),
-        Point(0.9, math.inf),
-    ]
-    assert frontier(points) == [Point(0.4, 0.02), Point(0.6, 0.10), Point(0.8, 0.30)]
-    expected = {0.4: 0.02, 0.5: 0.06, 0.6: 0.10, 0.65: 0.15, 0.8: 0.30}
-    for level, forgetting in expected.items():
-        matched = at_learning(points, level)
-        assert matched is not None
-        assert matched.forgetting == pytest.approx(forgetting)
-        assert not matched.is_bound
-    assert at_learning(points, 0.3) == Matched(0.02, is_bound=True), "it learned more"
-    assert at_learning(points, 0.81) is None, "nothing is extrapolated"
-    assert at_learning([], 0.5) is None
-
-
-def test_a_run_that_learned_more_and_forgot_less_bounds_the_levels_below_it() -> None:
-    points = [Point(0.5, 0.10), Point(0.7, -0.05)]
-    assert at_learning(points, 0.5) == Matched(-0.05, is_bound=True)
-    assert at_learning(points, 0.7) == Matched(-0.05, is_bound=False)
 
 
 def test_t_quantiles_are_those_of_printed_tables() -> None:
@@ -172,29 +146,29 @@ def test_rates_chosen_in_a_folder_hold_for_the_runs_below_it(tmp_path: Path) -> 
     assert row["new_facts F1 after"].startswith("0.375 ")
 
 
-def test_forgetting_at_matched_learning(tmp_path: Path) -> None:
+def test_intervals_of_what_was_lost_stay_possible(tmp_path: Path) -> None:
     root = tmp_path / "root"
-    # Seed 0 loses .04 at .5 and .12 at .7, seed 1 .08 at .5 and .16 at .7, where it ends.
-    for seed, extra in enumerate([0.0, 0.04]):
-        for rate, learned, score in ((1.0, 0.4, 0.8), (2.0, 0.6, 0.72), (4.0, 0.7, 0.68)):
-            ends = scores(learned, score - extra, 1.0 + 0.1 * learned)
-            write_run(root / f"s{seed}-{rate}", SPARSE, rate, seed, ends)
-    write_run(root / "more", SPARSE, 8.0, 0, scores(0.8, 0.4))
-    write_run(root / "full", FULL, 1e-4, 0, scores(0.65, 0.4), kind="full")
-    text = report(root)
-    known = table(text, "Forgetting at matched learning", "known_facts F1 lost\n")
-    at = [f"at new_facts F1 {level}" for level in (0.5, 0.6, 0.7, 0.8)]
-    assert [known[SPARSE][column] for column in at] == [
-        "0.060, 7.5% (0.040 to 0.080)",
-        "0.100, 12.5% (0.080 to 0.120)",
-        "0.140, 17.5% (0.120 to 0.160)",
-        "0.400, 50.0%; 1 of 2 seeds",
-    ]
-    bound = "≤ 0.400, 50.0%"
-    assert [known[FULL][column] for column in at] == [bound, bound, "not reached", "not reached"]
-    rise = table(text, "Forgetting at matched learning", "background loss rise\n")
-    assert rise[SPARSE][at[0]] == "≤ 0.025 (0.000 to 0.050)", "seed 0's run at .8 has no rise"
-    assert "nothing is extrapolated" in text
+    for seed, known in enumerate([0.05, 0.75]):  # t-interval of the loss: 0.4 plus or minus 4.4
+        ends = scores(0.7, known, 1.0 + known)
+        write_run(root / f"{seed}", SPARSE, 1.0, seed, ends)
+    row = table(report(root), "Learning and forgetting")[SPARSE]
+    assert row["known_facts F1 lost"] == "0.400, 50.0% [\N{MINUS SIGN}0.200, 0.800]"
+    assert row["background loss rise"] == "0.400 [\N{MINUS SIGN}1.000, 4.847]"
+
+
+def test_a_legend_of_many_methods_stays_on_the_figure() -> None:
+    plain, wide = "sparse memory, TF-IDF, t=500, AdamW, with replay ", "WMW" * 9 + " "
+    looks = styles([Method(str(number), ()) for number in range(28)])
+    assert len(set(map(repr, looks.values()))) == 28
+    for name in (plain, wide):
+        figure = Figure(figsize=(10, 5), layout="constrained")
+        axes = figure.subplots()
+        legend(figure, [(look, name + number) for number, look in looks.items()], "method")
+        png(figure)
+        drawn, box = figure.legends[0].get_window_extent(), axes.get_window_extent()
+        assert 0 <= drawn.x0 < drawn.x1 <= figure.bbox.x1
+        assert 0 <= drawn.y0 < drawn.y1 < box.y0, "below the panel"
+        assert box.height > 0.7 * 5 * figure.dpi, "which keeps its size"
 
 
 def test_targets_are_compared_apart(tmp_path: Path) -> None:
@@ -272,17 +246,6 @@ def test_only_what_finished_runs_found_themselves_counts(tmp_path: Path) -> None
     assert found["finished"]["new_facts F1 after"].startswith("1.000")
     assert f"{root}/on its way: left out, it has come to step 5 of 10" in notes(text)
     assert f"{root}/finished: left out 1 results of tools/evaluate.py" in notes(text)
-
-
-def test_a_run_that_diverged_is_named_and_reaches_no_frontier(tmp_path: Path) -> None:
-    root = tmp_path / "root"
-    write_run(root / "a", FULL, 1e-4, 0, scores(0.7, 0.6), kind="full")
-    write_run(root / "b", FULL, 1.0, 0, scores(0.9, 0.7, math.nan), kind="full")
-    text = report(root)
-    assert f"{root}/b: background is not finite at the end: the run has diverged" in text
-    assert "1.000 → not finite" in text
-    rise = table(text, "Forgetting at matched learning", "background loss rise\n")[FULL]
-    assert list(rise.values())[1:] == ["≤ 0.000", "≤ 0.000", "0.000", "not reached"]
 
 
 def test_a_run_given_twice_counts_once(tmp_path: Path) -> None:

@@ -10,10 +10,12 @@ HOW = (
     "Intervals are of 95%. With several seeds: the t-interval of the mean over the seeds' values. "
     "It takes seeds as independent and roughly normal, is wide with two or three of them for good "
     "reason, and holds the chance in the choice of questions only as far as seeds ask different "
-    "ones. Seeds with one and the same value, such as scores of one base model, have none. With "
-    "one seed: the bootstrap over questions that the evaluation made, which says nothing about "
-    "another seed; for differences the intervals of both ends are joined as if they were "
-    "independent, which is too wide rather than too narrow for the same questions asked twice."
+    "ones. Seeds with one and the same value, such as scores of one base model, have none. "
+    "Nothing goes beyond what is possible: scores lie between 0 and 1, no more is lost than the "
+    "start had or gained than it left. With one seed: the bootstrap over questions that the "
+    "evaluation made, which says nothing about another seed; for differences the intervals of both "
+    "ends are joined as if they were independent, which is too wide rather than too narrow for the "
+    "same questions asked twice."
 )
 
 

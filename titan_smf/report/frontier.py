@@ -16,8 +16,7 @@ DEFINITION = (
     "between two neighbouring points that stay, forgetting is interpolated linearly. Below the "
     "first of them it is that point's, marked \N{LESS-THAN OR EQUAL TO}: a run that learned more "
     "has learned this much, and a lower rate may forget less. Above the last one the level was "
-    "not reached; nothing is extrapolated. Values are averaged over the seeds that reach the "
-    "level, with the lowest and the highest seed in parentheses."
+    "not reached; nothing is extrapolated."
 )
 
 

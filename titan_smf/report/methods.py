@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from titan_smf.report.estimates import Estimate, over_seeds
@@ -51,9 +51,16 @@ class Setting:
         return self.estimate(evaluated, lambda run: run.end(evaluated.name))
 
     def forgotten(self, evaluated: EvaluationSet) -> Estimate | None:
-        """`Run.forgotten`, averaged over seeds."""
+        """`Run.forgotten`, averaged over seeds; no more than the start's high bound."""
         found = [e for run in self.runs if (e := run.forgotten(evaluated)) is not None]
-        return over_seeds(found) if found else None
+        start = self.start(evaluated)
+        if not found or start is None:
+            return None
+        low = start.mean if start.low is None else start.low
+        high = start.mean if start.high is None else start.high
+        if evaluated.metric.higher_is_better:
+            return over_seeds(found, low - 1.0, high)
+        return over_seeds(found, -high)
 
     def forgotten_share(self, evaluated: EvaluationSet) -> float | None:
         """`forgotten_share` of the runs, averaged over seeds."""
@@ -100,21 +107,33 @@ class Method:
 
         return self.chosen or max(self.by_rate, key=learned)
 
-    def matched(
-        self, target: EvaluationSet, evaluated: EvaluationSet, level: float
-    ) -> dict[int | None, tuple[Matched, float | None]]:
-        """Returns by seed what a level of learning costs, and its share of the seed's start.
-
-        Seeds that do not reach the level are not in it; nor is one without evaluations of the set.
-        """
-        found = {}
-        for seed, runs in self.by_seed.items():
-            points = [
+    def points(
+        self, target: EvaluationSet, evaluated: EvaluationSet
+    ) -> dict[int | None, list[Point]]:
+        """Returns by seed what the runs learned of the target and forgot of a set."""
+        return {
+            seed: [
                 Point(learned.mean, forgotten.mean)
                 for run in runs
                 if (learned := run.end(target.name)) and (forgotten := run.forgotten(evaluated))
             ]
-            if (matched := at_learning(points, level)) is not None:
+            for seed, runs in self.by_seed.items()
+        }
+
+    def matched(
+        self, target: EvaluationSet, evaluated: EvaluationSet, levels: Mapping[int | None, float]
+    ) -> dict[int | None, tuple[Matched, float | None]]:
+        """Returns by seed what a level of learning costs, and its share of the seed's start.
+
+        Seeds that do not reach the level are not in it; nor is one without evaluations of the set.
+
+        Args:
+            levels: of each seed; those without one are left out.
+        """
+        found = {}
+        for seed, points in self.points(target, evaluated).items():
+            if seed in levels and (matched := at_learning(points, levels[seed])) is not None:
+                runs = self.by_seed[seed]
                 start = mean_of(s.mean for r in runs if (s := r.start(evaluated.name)))
                 found[seed] = matched, matched.forgetting / start if start else None
         return found

@@ -20,10 +20,12 @@ from titan_smf.report.tables import size
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#222222")
 """Told apart with any kind of colour vision (Okabe and Ito 2008), all but their yellow."""
-DASHES = ("-", (0, (4, 1.5)), (0, (1, 1.2)))
+DASHES = ("-", (0, (4, 1.5)), (0, (1, 1.2)), (0, (5, 1.2, 1, 1.2)))
 MARKERS = "os^DvP*"
 SMALLEST, LARGEST = 45.0, 280.0
 """Areas of points, in square points of print."""
+LEGEND_COLUMNS = 3
+"""At most."""
 LINEAR_RISE = 0.01
 """Of a loss, nats: below it the axis is linear, above logarithmic."""
 RISES = [0.002, 0.005, *(digit * 10.0**power for power in range(-2, 3) for digit in (1, 2, 5))]
@@ -40,7 +42,7 @@ class Style:
 
 
 def styles(methods: Sequence[Method]) -> dict[str, Style]:
-    """Returns the style of each method; no two are alike up to 21 of them."""
+    """Returns the style of each method; no two are alike up to 28 of them."""
     found = {}
     for index, method in enumerate(methods):
         turn, place = divmod(index, len(COLOURS))
@@ -67,7 +69,7 @@ def learning_curves(comparison: Comparison) -> Section:
     drawn = [comparison.target, *comparison.kept]
     columns = min(2, len(drawn))
     rows = math.ceil(len(drawn) / columns)
-    figure = Figure(figsize=(10, 3.4 * rows + 1), layout="constrained")
+    figure = Figure(figsize=(10, 3.4 * rows), layout="constrained")
     panels = figure.subplots(rows, columns, squeeze=False).flatten()
     style_of = styles(comparison.methods)
     for axes, evaluated in zip(panels, drawn, strict=False):
@@ -95,7 +97,7 @@ def learning_curves(comparison: Comparison) -> Section:
 def _cost(comparison: Comparison, evaluated: EvaluationSet) -> Picture | None:
     """Up and to the right is better: scores kept in % of the start, losses' rise downwards."""
     target = comparison.target
-    figure = Figure(figsize=(10, 5.6), layout="constrained")
+    figure = Figure(figsize=(10, 5.2), layout="constrained")
     axes = figure.subplots()
     style_of = styles(comparison.methods)
     areas = Areas([s for method in comparison.methods for s in method.by_rate])
@@ -241,7 +243,8 @@ class Areas:
 def legend(
     figure: Figure, entries: Sequence[tuple[Style, str]], title: str = "", markers: bool = True
 ) -> None:
-    """To the right of the panels, a line for each method."""
+    """Below the panels, an entry for each method, in as many columns as fit; the figure grows by
+    its height."""
     handles = [
         Line2D(
             [],
@@ -254,16 +257,24 @@ def legend(
         )
         for s, t in entries
     ]
-    figure.legend(
-        handles=handles,
-        loc="outside right upper",
-        frameon=False,
-        fontsize=9.5,
-        title=title,
-        title_fontsize=9.5,
-        alignment="left",
-        handlelength=3,
-    )
+    for columns in range(LEGEND_COLUMNS, 0, -1):
+        drawn = figure.legend(
+            handles=handles,
+            loc="outside lower left",
+            ncols=columns,
+            frameon=False,
+            fontsize=9.5,
+            title=title,
+            title_fontsize=9.5,
+            alignment="left",
+            handlelength=3,
+            columnspacing=1.5,
+        )
+        extent = drawn.get_window_extent()
+        if extent.width <= figure.bbox.width or columns == 1:
+            break
+        drawn.remove()
+    figure.set_figheight(figure.get_figheight() + extent.height / figure.dpi)
 
 
 def _label(text: str, width: int = 34) -> str:

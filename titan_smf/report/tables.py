@@ -1,14 +1,12 @@
-"""The sections of tables: learning and forgetting, forgetting at matched learning, all runs."""
+"""The sections of tables: learning and forgetting, and all runs."""
 
 import math
 
 from titan_smf.report.document import Block, Section, Table, Text
 from titan_smf.report.estimates import HOW, Estimate
-from titan_smf.report.frontier import DEFINITION
-from titan_smf.report.methods import Comparison, Method, Setting, forgotten_share, mean_of
+from titan_smf.report.methods import Comparison, Setting, forgotten_share
 from titan_smf.report.runs import EvaluationSet, Run
 
-LEVELS = (0.5, 0.6, 0.7, 0.8)
 NOTHING = "\N{EM DASH}"
 
 
@@ -40,21 +38,6 @@ def learning_and_forgetting(comparison: Comparison) -> Section:
     for evaluated in (s for s in comparison.sets if s != target):
         blocks.append(_before_and_after(comparison, settings, evaluated))
     return Section("Learning and forgetting", blocks)
-
-
-def matched_learning(comparison: Comparison) -> Section:
-    """What the same amount of learning costs each method, for each set to keep."""
-    blocks: list[Block] = []
-    for evaluated in comparison.kept:
-        columns = ["method", *(f"at {comparison.target.label} {level:g}" for level in LEVELS)]
-        rows = [
-            [method.name, *(_matched(method, comparison, evaluated, level) for level in LEVELS)]
-            for method in comparison.methods
-        ]
-        blocks.append(Table(forgetting_label(evaluated), columns, rows))
-    if not blocks:
-        blocks.append(Text("No held-out set and no background was evaluated."))
-    return Section("Forgetting at matched learning", [*blocks, Text(DEFINITION)])
 
 
 def all_runs(comparison: Comparison) -> Section:
@@ -162,24 +145,6 @@ def _before_and_after(
     role = {"held_out": "held out", "target": "also a target"}.get(evaluated.role, evaluated.role)
     caption = f"{evaluated.label} ({role}), {_items(comparison, evaluated)}"
     return Table(caption, columns, rows, folded=True)
-
-
-def _matched(method: Method, comparison: Comparison, evaluated: EvaluationSet, level: float) -> str:
-    found = list(method.matched(comparison.target, evaluated, level).values())
-    if not found:
-        return "not reached"
-    costs = [matched.forgetting for matched, _ in found]
-    mean = mean_of(costs)
-    assert mean is not None
-    text = number(mean)
-    if any(matched.is_bound for matched, _ in found):
-        text = f"\N{LESS-THAN OR EQUAL TO} {text}"
-    if evaluated.metric.higher_is_better and (share := percent(mean_of(s for _, s in found))):
-        text += f", {share}"
-    if len(found) > 1:
-        text += f" ({number(min(costs))} to {number(max(costs))})"
-    seeds = len(method.by_seed)
-    return text if len(found) == seeds else f"{text}; {len(found)} of {seeds} seeds"
 
 
 def _ends(run: Run, evaluated: EvaluationSet) -> str:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from titan_smf.report import pictures, slot_usage, tables
+from titan_smf.report import matched, pictures, slot_usage, tables
 from titan_smf.report.access import access_sections
 from titan_smf.report.document import Points, Section, Text, write_document
 from titan_smf.report.methods import Comparison, compare
@@ -15,7 +15,7 @@ SectionMaker = Callable[[Comparison], Section | None]
 
 SECTIONS: tuple[SectionMaker, ...] = (
     tables.learning_and_forgetting,
-    tables.matched_learning,
+    matched.matched_learning,
     pictures.costs_of_learning,
     pictures.learning_curves,
     slot_usage.slot_usage,
