@@ -84,6 +84,7 @@ def test_forgetting_at_matched_learning_seed_by_seed(tmp_path: Path) -> None:
     rise = matched(text, "background loss rise at new_facts F1 0.5\n")
     assert rise[SPARSE][:2] == ["≤ 0.000", "0.050"], "seed 0's run at .8 has no rise"
     assert rise[SPARSE][3] == "—, —", "full finetuning has none to divide by"
+    assert f"might have learned more or lost less: {SPARSE}, 3 of 4 on seed 1.**" in text
     assert ", the most that" not in text, "fixed levels compare them all"
     assert "nothing is extrapolated" in text
 

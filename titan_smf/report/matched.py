@@ -35,10 +35,10 @@ Costs = dict[int | None, tuple[Matched, float | None]]
 
 def matched_learning(comparison: Comparison) -> Section:
     """What the same amount of learning costs each method, for each set to keep."""
-    blocks: list[Block] = []
+    blocks: list[Block] = _missing_rates(comparison)
     for place, evaluated in enumerate(comparison.kept):
         blocks += _of_set(comparison, evaluated, folded=place > 0)
-    if not blocks:
+    if not comparison.kept:
         blocks.append(Text("No held-out set and no background was evaluated."))
     return Section("Forgetting at matched learning", [Text(HOW_TO_READ), *blocks, Text(DEFINITION)])
 
@@ -60,6 +60,23 @@ def ratio(cost: Matched, baseline: Matched) -> str:
     sign = BOUND if cost.is_bound else LEAST if baseline.is_bound else ""
     text = f"{cost.forgetting / baseline.forgetting:.2f}".replace("-0.00", "0.00")
     return sign + text.replace("-", "\N{MINUS SIGN}")
+
+
+def _missing_rates(comparison: Comparison) -> list[Block]:
+    """The caveat for seeds on which not all rates of a method ran."""
+    missing = [
+        f"{method.name}, {len(runs)} of {len(method.by_rate)} on seed {seed}"
+        for method in comparison.methods
+        for seed, runs in method.by_seed.items()
+        if seed is not None and len(runs) < len(method.by_rate)
+    ]
+    if not missing:
+        return []
+    text = (
+        "Not every rate ran on every seed, and the missing ones might have learned more or lost "
+        f"less: {'; '.join(missing)}."
+    )
+    return [Text(text, strong=True)]
 
 
 def _of_set(comparison: Comparison, evaluated: EvaluationSet, folded: bool) -> list[Block]:
