@@ -128,15 +128,15 @@ COMPILED = {
 
 @pytest.fixture(scope="module")
 def techniques(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Every technique on one process, on 2 ranks, and on HSDP 2x2, in float32."""
+    """Every technique on one process and on 2 ranks, in float32."""
     folder = tmp_path_factory.mktemp("techniques")
-    for ranks, placement in ((1, {}), (2, {}), (4, HSDP)):
-        runs = {name: SHORT | placement | settings for name, settings in TECHNIQUES.items()}
+    for ranks in (1, 2):
+        runs = {name: SHORT | settings for name, settings in TECHNIQUES.items()}
         run_on_ranks(train, ranks, str(folder / f"{ranks}"), runs, timeout=300)
     return folder
 
 
-@pytest.mark.parametrize("ranks", ["1", "2", "4"])
+@pytest.mark.parametrize("ranks", ["1", "2"])
 def test_techniques_give_the_losses_of_the_plain_run(techniques: Path, ranks: str) -> None:
     plain = metrics(techniques / ranks / "plain")
     for name in TECHNIQUES:
@@ -146,11 +146,11 @@ def test_techniques_give_the_losses_of_the_plain_run(techniques: Path, ranks: st
 
 def test_float32_losses_depend_on_the_placement_only_by_rounding(techniques: Path) -> None:
     one = metrics(techniques / "1" / "plain")
-    for ranks in ("2", "4"):
-        assert metrics(techniques / ranks / "plain") == pytest.approx(one, rel=0, abs=1e-5)
+    assert metrics(techniques / "2" / "plain") == pytest.approx(one, rel=0, abs=1e-5)
 
 
-@pytest.mark.parametrize("ranks", [2, pytest.param(4, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", [2, 4])
 def test_compiled_gives_the_losses_of_the_plain_run(ranks: int, tmp_path: Path) -> None:
     placement = HSDP if ranks == 4 else {}
     runs = {name: SHORT | placement | settings for name, settings in COMPILED.items()}
