@@ -9,6 +9,7 @@
     known_facts.jsonl                   known facts that the text asks, in random order; statements
                                         in wordings that it does not use
     near_facts.jsonl far_facts.jsonl    those most and least like the new facts
+    other_facts.jsonl                   those that are neither
 
 The same settings give the same bytes everywhere. Exit codes: 0 done, 2 settings that cannot be
 used.

@@ -14,10 +14,12 @@ several processes may share one plan, each with seeds of its own.
 
 import functools
 import gc
+import io
 import logging
 import time
 from collections import defaultdict
 from collections.abc import Sequence
+from contextlib import redirect_stdout
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -126,7 +128,9 @@ class Runner:
                 folder = analyses_folder(self.plan) / f"seed-{bases.seed}"
                 assign(config, {"job.dump_folder": str(folder)}, self.plan.source)
                 if not from_first_rank((folder / ANALYSIS_FILE).is_file):
-                    run_trainer(analysis_config(config), analyse_accesses)
+                    logger.info("== analysing accesses, seed %d: %s", bases.seed, folder)
+                    with redirect_stdout(io.StringIO()):  # its tables are part of the report
+                        run_trainer(analysis_config(config), analyse_accesses)
                 return
 
     def _check(self, runs: Sequence[Run], bases: dict[int, Bases]) -> None:
