@@ -133,10 +133,10 @@ def runs(bases: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     all_runs = {name: exact(bases, name, settings) for name, settings in RUNS.items()}
     alone = {name: exact(bases, name, settings) for name, settings in ON_ONE_RANK.items()}
     run_on_ranks(learn, 1, str(folder / "1"), all_runs | alone, timeout=300)
-    for ranks in (2, 4):
-        run_on_ranks(learn, ranks, str(folder / f"{ranks}"), all_runs, timeout=300)
-    hsdp = {name: settings | HSDP for name, settings in all_runs.items()}
-    run_on_ranks(learn, 4, str(folder / "2x2"), hsdp, timeout=300)
+    run_on_ranks(learn, 2, str(folder / "2"), all_runs, timeout=300)
+    on_four = {f"4/{name}": settings for name, settings in all_runs.items()}
+    on_four |= {f"2x2/{name}": settings | HSDP for name, settings in all_runs.items()}
+    run_on_ranks(learn, 4, str(folder), on_four, timeout=600)
     return folder
 
 

@@ -68,13 +68,13 @@ def exact_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Every model on 1, 2 and 4 ranks and on HSDP 2x2, in float64."""
     folder = tmp_path_factory.mktemp("exact")
     models = {name: SHORT | EXACT | settings for name, settings in MODELS.items()}
-    for ranks in (1, 2, 4):
-        run_on_ranks(train, ranks, str(folder / f"{ranks}"), models, timeout=300)
-    hsdp = {name: settings | HSDP for name, settings in models.items()}
-    run_on_ranks(train, 4, str(folder / "2x2"), hsdp, timeout=300)
-    for ranks in (1, 3):
-        odd = {"odd": SHORT | EXACT | ODD}
-        run_on_ranks(train, ranks, str(folder / f"{ranks}"), odd, timeout=300)
+    odd = {"odd": SHORT | EXACT | ODD}
+    run_on_ranks(train, 1, str(folder / "1"), models | odd, timeout=300)
+    run_on_ranks(train, 2, str(folder / "2"), models, timeout=300)
+    run_on_ranks(train, 3, str(folder / "3"), odd, timeout=300)
+    on_four = {f"4/{name}": settings for name, settings in models.items()}
+    on_four |= {f"2x2/{name}": settings | HSDP for name, settings in models.items()}
+    run_on_ranks(train, 4, str(folder), on_four, timeout=600)
     return folder
 
 
