@@ -201,9 +201,7 @@ def _model_and_data_conditions(config: JobConfig) -> Iterator[Condition]:
     ranking = config.selection.ranking
     yield (
         "selection.idf_path",
-        config.finetune.method != "sparse_memory"
-        or ranking not in ("tfidf", "kl")
-        or bool(config.selection.idf_path),
+        not config.needs_counts or bool(config.selection.idf_path),
         f"the file of tools/compute_idf.py for this model: selection.ranking {ranking} needs it",
     )
     yield "analysis.sizes", all(size >= 1 for size in config.analysis.sizes), "1 or more each"

@@ -376,3 +376,9 @@ class JobConfig(titan.JobConfig):
 
     def __post_init__(self) -> None:
         self.where: dict[str, str] = {}
+
+    @property
+    def needs_counts(self) -> bool:
+        """Whether slots are ranked against the counts of background data."""
+        ranked = self.finetune.method == "sparse_memory"
+        return ranked and self.selection.ranking in ("tfidf", "kl")

@@ -165,7 +165,7 @@ class Trainer(torchtitan.train.Trainer):
     def _start_sparse_memory(self, sparse_memory: SparseMemory) -> None:
         """What can be done only once the weights and the position are known."""
         settings = self.job_config.selection
-        if settings.ranking in ("tfidf", "kl"):
+        if self.job_config.needs_counts:
             sparse_memory.background = load_background(
                 settings.idf_path, self.model, self.tokenizer, self.device
             )

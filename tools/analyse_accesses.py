@@ -18,13 +18,20 @@ from collections.abc import Sequence
 def main(argv: Sequence[str]) -> int:
     """Analyse; returns the exit code."""
     from titan_smf.config import check, load_config
-    from titan_smf.evaluation.access_analysis import analyse_accesses, analysis_config
+    from titan_smf.evaluation.access_analysis import analysis_config, write_analysis
+    from titan_smf.evaluation.access_report import ANALYSIS_FILE, FRAGMENT_FILE, text_summary
     from titan_smf.runtime import world_size
-    from titan_smf.trainer import run
+    from titan_smf.trainer import Trainer, run
+
+    def analyse_and_print(trainer: Trainer) -> bool:
+        if analysis := write_analysis(trainer):
+            print(text_summary(analysis))
+            print(f"Wrote {trainer.folder / ANALYSIS_FILE}, {FRAGMENT_FILE} and pictures beside it")
+        return True
 
     config = analysis_config(load_config(argv))
     check(config, world_size())
-    return run(config, analyse_accesses)
+    return run(config, analyse_and_print)
 
 
 if __name__ == "__main__":

@@ -135,12 +135,22 @@ def question_template(config: JobConfig) -> str:
 
 def analyse_accesses(trainer: Trainer) -> bool:
     """Analyse what the trainer's configuration names and write the files; True. Collective."""
+    write_analysis(trainer)
+    return True
+
+
+def write_analysis(trainer: Trainer) -> dict[str, Any] | None:
+    """Analyse what the trainer's configuration names and write the files. Collective.
+
+    Returns:
+        the analysis, as `access_analysis.json` has it, on rank 0; None on the others.
+    """
     path = trainer.load_weights(trainer.job_config.checkpoint.initial_load_path or "")
     analysis = AccessAnalysis(trainer).run(str(path))
     if analysis is not None:
         write_report(analysis, Path(trainer.job_config.job.dump_folder))
     dist.barrier()
-    return True
+    return analysis
 
 
 class AccessAnalysis:

@@ -26,14 +26,12 @@ LONGEST_SHOWN = 40
 
 
 def write_report(analysis: dict[str, Any], folder: Path) -> None:
-    """Write all files and print the table."""
+    """Write all files."""
     content = json.dumps(analysis, separators=(",", ":"), allow_nan=False)
     (folder / ANALYSIS_FILE).write_text(content + "\n")
     (folder / FRAGMENT_FILE).write_text(coloured_texts(analysis), encoding="ascii")
     for name, png in draw_all(analysis).items():
         (folder / f"{name}.png").write_bytes(png)
-    print(text_summary(analysis))
-    print(f"Wrote {folder / ANALYSIS_FILE}, {FRAGMENT_FILE} and pictures beside it")
 
 
 def sentences(analysis: dict[str, Any]) -> list[str]:

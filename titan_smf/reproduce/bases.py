@@ -1,7 +1,7 @@
 """The pretrained models that methods begin with, their counts, and their weights in memory.
 
-Each is kept in a folder named by a hash of all its settings: the same settings find it again, other
-settings make another one. A pretraining or a count that was stopped goes on.
+Each is kept in a folder named by a hash of the settings that its plan gives: the same settings find
+it again, other settings make another one. A pretraining or a count that was stopped goes on.
 """
 
 import hashlib
@@ -39,7 +39,7 @@ class BaseWeights:
     @torch.no_grad()
     def load_into(self, model: nn.Module, read: Callable[[], object]) -> None:
         """Give a model the weights, which `read` gives it the first time. Collective."""
-        tensors = {name: _local(tensor) for name, tensor in base_tensors(model).items()}
+        tensors = {name: _local(tensor) for name, tensor in _base_tensors(model).items()}
         if self._tensors:
             for name, tensor in tensors.items():
                 tensor.copy_(self._tensors[name])
@@ -123,7 +123,6 @@ class Bases:
     def _make_tokenizer(self) -> None:
         path, size = self._tokenizer_path(), self.plan.reproduce.vocabulary
         if size:
-            path.parent.mkdir(parents=True, exist_ok=True)
             with storage.locked(path):  # one rank trains it, the others wait
                 if not path.is_file():
                     texts = map(source_texts, self._tokenizer_sources())
@@ -145,7 +144,7 @@ def _is_finished(folder: Path, steps: int) -> bool:
     )
 
 
-def base_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
+def _base_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
     """The parameters that pretraining made, by name: all but those of adapters."""
     return {name: p for name, p in model.named_parameters() if not is_adapter(name)}
 

@@ -14,12 +14,10 @@ several processes may share one plan, each with seeds of its own.
 
 import functools
 import gc
-import io
 import logging
 import time
 from collections import defaultdict
 from collections.abc import Sequence
-from contextlib import redirect_stdout
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -100,7 +98,7 @@ class Runner:
             "checkpoint.initial_load_path": bases.pretraining(run.arm.base).job.dump_folder,
             "metrics.enable_tensorboard": False,
         }
-        if _needs_counts(config):
+        if config.needs_counts:
             places["selection.idf_path"] = bases.counts_path(run.arm)
         assign(config, places, self.plan.source)
         return config
@@ -108,7 +106,7 @@ class Runner:
     def _run(self, run: Run, bases: Bases) -> bool:
         config = self.configuration(run, bases)
         weights = bases.weights(run.arm.base)
-        if weights is None or (_needs_counts(config) and not bases.count(run.arm)):
+        if weights is None or (config.needs_counts and not bases.count(run.arm)):
             return False
         gc.collect()  # the trainer before: its parts refer to each other
         level = logger.level
@@ -124,13 +122,12 @@ class Runner:
         runs = (Run(arm, bases.seed, arm.rates[0], tuning=False) for arm in self.plan.arms)
         for run in runs:
             config = self.configuration(run, bases)
-            if _needs_counts(config):
+            if config.needs_counts:
                 folder = analyses_folder(self.plan) / f"seed-{bases.seed}"
                 assign(config, {"job.dump_folder": str(folder)}, self.plan.source)
                 if not from_first_rank((folder / ANALYSIS_FILE).is_file):
                     logger.info("== analysing accesses, seed %d: %s", bases.seed, folder)
-                    with redirect_stdout(io.StringIO()):  # its tables are part of the report
-                        run_trainer(analysis_config(config), analyse_accesses)
+                    run_trainer(analysis_config(config), analyse_accesses)
                 return
 
     def _check(self, runs: Sequence[Run], bases: dict[int, Bases]) -> None:
@@ -140,7 +137,7 @@ class Runner:
             try:
                 learning = self.configuration(run, of_seed)
                 configs = [of_seed.pretraining(run.arm.base), learning]
-                if _needs_counts(learning):
+                if learning.needs_counts:
                     configs.append(of_seed.counting(run.arm))
                 for config in configs:
                     check(config, world_size())
@@ -188,8 +185,3 @@ class Runner:
             for name, value in list(line["metrics"].items())[:1]
         )
         logger.info("%s  left %s", scores, clock(seconds))
-
-
-def _needs_counts(config: JobConfig) -> bool:
-    uses = config.selection.ranking in ("tfidf", "kl")
-    return config.finetune.method == "sparse_memory" and uses
