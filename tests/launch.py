@@ -1,11 +1,14 @@
 """Run a test function on several gloo processes of this machine, and collect what it returns.
 
-Starting a process costs seconds (it imports torch), so a test makes many checks in one launch:
-
     def check_everything(rank: int, world_size: int, seed: int) -> float: ...
 
     def test_everything() -> None:
         results = run_on_ranks(check_everything, 4, 1234)
+
+The imports of the trainer cost five seconds of CPU time, which every process would spend. So the
+processes are forks of a server that has made these imports and nothing else: no thread runs in it
+that a fork would miss (OpenBLAS and jemalloc prepare their own for forks). All forks hash strings
+alike; processes that do not are those that tests start as users do (`start_ranks`).
 """
 
 import multiprocessing
@@ -23,31 +26,33 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+multiprocessing.set_forkserver_preload(["titan_smf.trainer"])
+
 
 def run_on_ranks(
     function: Callable[..., Any], world_size: int, *args: Any, timeout: float = 120
 ) -> list[Any]:
     """Returns `[function(rank, world_size, *args) for every rank]`, each run in its own process.
 
-    The processes form the default process group (gloo) and use one thread each. `function` must
-    be importable (defined at the top of a module) and its results picklable.
+    The processes form the default process group (gloo), have this process's environment and use one
+    thread each. `function` must be importable (defined at the top of a module) and its results
+    picklable.
 
     Raises:
         RuntimeError: a rank raised or died; the message holds the traceback of the first to do so.
         TimeoutError: not all ranks returned within `timeout` seconds.
     Either way no process is left behind.
     """
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    environment = dict(os.environ)  # the server has that of the first launch
     results: dict[int, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
         processes, pipes = [], {}
         try:
             for rank in range(world_size):
                 receiver, sender = context.Pipe(duplex=False)
-                process = context.Process(
-                    target=_run_rank,
-                    args=(sender, rank, world_size, f"{folder}/store", timeout, function, args),
-                )
+                given = (rank, world_size, environment, f"{folder}/store", timeout, function, args)
+                process = context.Process(target=_run_rank, args=(sender, *given))
                 process.start()
                 sender.close()  # the child holds the only sender: its death ends the pipe
                 processes.append(process)
@@ -85,12 +90,15 @@ def _run_rank(
     pipe: Connection,
     rank: int,
     world_size: int,
+    environment: dict[str, str],
     store: str,
     timeout: float,
     function: Callable[..., Any],
     args: tuple[Any, ...],
 ) -> None:
     torch.set_num_threads(1)
+    os.environ.clear()
+    os.environ.update(environment)
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world_size))
     try:
