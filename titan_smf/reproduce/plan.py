@@ -68,11 +68,13 @@ class Arm:
     name: str
     group: str
     base: str
-    rate: tuple[str, ...]
-    """Settings that take the rate."""
+    rate: dict[str, float]
+    """The settings that take the rate, and what each multiplies it by."""
     rates: tuple[float, ...]
     settings: dict[str, Any]
     """Full keys and values, over those of the phase `learn`."""
+    tune: bool
+    """Whether one of its rates is chosen."""
 
 
 @dataclass
@@ -83,9 +85,13 @@ class _ArmTable:
     base: str
     rate: list[str]
     rates: list[float]
+    factors: list[float] = field(default_factory=list)
+    """What the settings of `rate` multiply it by, in their order; [] = by 1."""
     group: str = "core"
     replay: bool = False
     """Run it a second time with the settings of [replay], as an arm of the group "GROUP replay"."""
+    tune: bool = True
+    """Choose a rate on the tuning facts; false: only what it learns and forgets at each counts."""
 
     __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012  a class attribute that pydantic reads
 
@@ -112,7 +118,7 @@ class Plan:
 
     def learning(self, arm: Arm, seed: int, rate: float, tuning: bool) -> JobConfig:
         """The configuration of one run of an arm, on the facts for tuning or those reported."""
-        rates = dict.fromkeys(arm.rate, rate)
+        rates = {key: factor * rate for key, factor in arm.rate.items()}
         last = self.phases["tune"] if tuning else {}
         described = {"job.description": arm.name}
         base = self.bases[arm.base]
@@ -176,18 +182,26 @@ def _arms(
             raise ConfigError(f"{key}.rate", unknown[0], "a setting that is a number", path)
         if not arm.rate:
             raise ConfigError(f"{key}.rate", [], "the settings that take the rate", path)
-        usable = all(0 < rate < math.inf for rate in arm.rates)
-        if not arm.rates or not usable or len(set(arm.rates)) < len(arm.rates):
+        if not arm.rates or not _positive(arm.rates) or len(set(arm.rates)) < len(arm.rates):
             allowed = "one or more different numbers above 0"
             raise ConfigError(f"{key}.rates", arm.rates, allowed, path)
+        factors = arm.factors or [1.0] * len(arm.rate)
+        if not _positive(factors) or len(factors) != len(arm.rate):
+            allowed = "a number above 0 for each setting of `rate`"
+            raise ConfigError(f"{key}.factors", factors, allowed, path)
         if "finetune.method" not in own:
             allowed = "finetune.method among the settings: what learns"
             raise ConfigError(f"{key}.settings", list(own), allowed, path)
-        rate, rates = tuple(arm.rate), tuple(arm.rates)
-        yield Arm(arm.name, arm.group, arm.base, rate, rates, own)
+        rate, rates = dict(zip(arm.rate, factors, strict=True)), tuple(arm.rates)
+        yield Arm(arm.name, arm.group, arm.base, rate, rates, own, arm.tune)
         if arm.replay:
             name, settings_too = arm.name + WITH_REPLAY, replay | own
-            yield Arm(name, f"{arm.group} replay", arm.base, rate, rates, settings_too)
+            group = f"{arm.group} replay"
+            yield Arm(name, group, arm.base, rate, rates, settings_too, arm.tune)
+
+
+def _positive(numbers: Sequence[float]) -> bool:
+    return all(0 < number < math.inf for number in numbers)
 
 
 def _check(plan: Plan, overrides: dict[str, Any]) -> None:

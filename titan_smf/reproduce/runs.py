@@ -49,7 +49,7 @@ def planned_runs(plan: Plan) -> Iterator[Run]:
     for seed in plan.reproduce.seeds:
         for arm in plan.arms:
             for rate in arm.rates:
-                if seed == plan.reproduce.tuning_seed:
+                if arm.tune and seed == plan.reproduce.tuning_seed:
                     yield Run(arm, seed, rate, tuning=True)
                 yield Run(arm, seed, rate, tuning=False)
 
