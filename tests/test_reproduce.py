@@ -140,6 +140,12 @@ def test_an_arm_with_replay_is_run_without_and_with(tmp_path: Path) -> None:
         ("[bases.dense.memory]", "[bases.dense.memry]", "memory"),
         ("selection.top_t", "selection.topt", "selection.top_t is the nearest setting"),
         ('group = "dense"', 'grup = "dense"', "arms[1]"),
+        (
+            "rates = [1e-3]",
+            "rates = [1e-3]\nfactors = [1.0, 2.0]",
+            "arms[1].factors: got [1.0, 2.0]",
+        ),
+        ("rates = [1e-3]", "rates = [1e-3]\nfactors = [0.0]", "a number above 0 for each setting"),
     ],
 )
 def test_a_mistake_in_a_plan_is_named(tmp_path: Path, old: str, new: str, message: str) -> None:
@@ -162,6 +168,21 @@ def test_every_run_of_the_plans_here_has_settings_that_can_be(name: str) -> None
         assert config.lr_scheduler.decay_ratio == 0, "what comes last is learned like the rest"
         assert any(each.role == "target" for each in config.evaluation.sets)  # type: ignore[union-attr]
         assert all(config.where[key] for key in run.arm.rate)
+
+
+def test_an_arm_says_what_takes_how_much_of_its_rate(tmp_path: Path) -> None:
+    both = 'rate = ["optimizer.lr", "memory.value_lr"]\nfactors = [1.0, 2.5]'
+    plan = plan_of(tmp_path, text=PLAN.replace('rate = ["optimizer.lr"]', both))
+    config = plan.learning(plan.arms[1], 3, 1e-3, tuning=False)
+    assert (config.optimizer.lr, config.memory.value_lr) == (1e-3, 2.5e-3)
+
+
+def test_an_arm_without_a_choice_has_no_runs_for_tuning(tmp_path: Path) -> None:
+    replayed = 'group = "dense"\nreplay = true\ntune = false'
+    plan = plan_of(tmp_path, text=PLAN.replace('group = "dense"', replayed))
+    tuned = {run.arm.name for run in planned_runs(plan) if run.tuning}
+    assert tuned == {"sparse memory"}
+    assert len([run for run in planned_runs(plan) if not run.tuning]) == 4
 
 
 def test_arms_are_chosen_by_name_or_group(tmp_path: Path) -> None:
