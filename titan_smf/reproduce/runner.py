@@ -59,6 +59,23 @@ class ArmTrainer(Trainer):
         return Path(run)
 
 
+class _Once(logging.Filter):
+    """Lets a warning through the first time: a base's is the same in each of its runs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: set[str] = set()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether the record is news."""
+        if record.levelno != logging.WARNING:
+            return True
+        text = record.getMessage()
+        news = text not in self.seen
+        self.seen.add(text)
+        return news
+
+
 class Runner:
     """Runs what is left of a plan and says how long that takes."""
 
@@ -66,6 +83,7 @@ class Runner:
         self.plan = plan
         self.seconds: dict[str, list[float]] = defaultdict(list)
         """What complete runs took, by arm."""
+        self.once = _Once()
 
     def run(self) -> bool:
         """Run to the end of the plan; False if asked to stop before."""
@@ -111,10 +129,12 @@ class Runner:
         gc.collect()  # the trainer before: its parts refer to each other
         level = logger.level
         logger.setLevel(logging.WARNING)  # a line for each run is enough
+        logger.addFilter(self.once)
         try:
             build = functools.partial(ArmTrainer, base=weights)
             return run_trainer(config, Trainer.train, build) == 0
         finally:
+            logger.removeFilter(self.once)
             logger.setLevel(level)
 
     def _analyse(self, bases: Bases) -> None:
