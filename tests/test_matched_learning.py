@@ -89,6 +89,24 @@ def test_forgetting_at_matched_learning_seed_by_seed(tmp_path: Path) -> None:
     assert "nothing is extrapolated" in text
 
 
+def test_overview_means_over_all_seeds_or_says_how_many_there_are(tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    for seed, most in enumerate([0.25, 0.35]):
+        for rate, learned, score in ((1.0, 0.15, 0.78), (2.0, most, 0.70 - 0.12 * seed)):
+            write_run(root / f"{seed}-{rate}", SPARSE, rate, seed, scores(learned, score))
+    write_run(root / "full", FULL, 1e-4, 0, scores(0.2, 0.4), kind="full")
+    rows = table(report(root), "At a glance", "known_facts F1 lost where new_facts F1 has come to")
+    assert rows[SPARSE] == {
+        "method": SPARSE,
+        "seeds": "2",
+        "0.1": "≤ 0.020",
+        "0.2": "0.065",  # .02 and half of .08 more, .02 and a quarter of .2 more
+        "0.3": "1 of 2 seeds",
+    }
+    full = {"method": FULL, "seeds": "1", "0.1": "≤ 0.400", "0.2": "0.400", "0.3": "—"}
+    assert rows[FULL] == full
+
+
 def test_baselines_below_all_levels_are_compared_at_the_most_they_learned(tmp_path: Path) -> None:
     root = tmp_path / "root"
     for seed, most in enumerate([0.2, 0.3]):

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from titan_smf.report import matched, pictures, slot_usage, tables
+from titan_smf.report import matched, overview, pictures, slot_usage, tables
 from titan_smf.report.access import access_sections
 from titan_smf.report.document import Points, Section, Text, write_document
 from titan_smf.report.methods import Comparison, compare
@@ -14,6 +14,7 @@ SectionMaker = Callable[[Comparison], Section | None]
 """Makes a section of a comparison, None if it has nothing to say."""
 
 SECTIONS: tuple[SectionMaker, ...] = (
+    overview.at_a_glance,
     tables.learning_and_forgetting,
     matched.matched_learning,
     pictures.costs_of_learning,
