@@ -7,8 +7,8 @@
 
 The imports of the trainer cost five seconds of CPU time, which every process would spend. So the
 processes are forks of a server that has made these imports and nothing else: no thread runs in it
-that a fork would miss (OpenBLAS and jemalloc prepare their own for forks). All forks hash strings
-alike; processes that do not are those that tests start as users do (`start_ranks`).
+that a fork would miss (OpenBLAS and jemalloc prepare their own for forks). Forks cannot use a GPU,
+and all hash strings alike; tests of killed runs start their processes as users do (`start_ranks`).
 """
 
 import multiprocessing

@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -261,9 +262,12 @@ def asked(tmp_path: Path) -> Callable[..., list[str]]:
 def test_a_killed_run_goes_on_and_pays_for_no_answer_twice(
     asked: Callable[..., list[str]], tmp_path: Path
 ) -> None:
+    killed = threading.Event()
+
     def slowly(number: int, body: dict[str, Any]) -> Answer:
-        answer = write_statements(number, body)
-        return Answer(answer.content, seconds=0.1)
+        if number >= 9:
+            killed.wait(30)
+        return Answer(write_statements(number, body).content, seconds=0.1)
 
     output = tmp_path / "facts.jsonl"
     with chat_server(slowly) as server:
@@ -274,6 +278,7 @@ def test_a_killed_run_goes_on_and_pays_for_no_answer_twice(
             time.sleep(0.01)
         tool.send_signal(signal.SIGKILL)
         tool.wait()
+        killed.set()
         assert not output.exists()
         before = len(server.bodies)
         done = run_tool(*arguments)
@@ -366,7 +371,11 @@ def test_progress_is_told_while_requests_are_answered(asked: Callable[..., list[
 
 
 def test_an_interrupted_run_says_how_to_go_on(asked: Callable[..., list[str]]) -> None:
+    interrupted = threading.Event()
+
     def slowly(number: int, body: dict[str, Any]) -> Answer:
+        if number >= 4:
+            interrupted.wait(30)
         return Answer(write_statements(number, body).content, seconds=0.2)
 
     with chat_server(slowly) as server:
@@ -376,6 +385,7 @@ def test_an_interrupted_run_says_how_to_go_on(asked: Callable[..., list[str]]) -
             assert tool.poll() is None
             time.sleep(0.01)
         tool.send_signal(signal.SIGINT)
+        interrupted.set()
         _, errors = tool.communicate(timeout=30)
         assert (tool.returncode, errors) == (130, "interrupted; run again to resume\n")
         assert len(server.bodies) < 12

@@ -1,10 +1,12 @@
 """A mistake ends a run with one message, exit code 2 and no traceback; on several ranks once."""
 
+import io
 import subprocess
 import sys
+from contextlib import redirect_stderr
 from pathlib import Path
 
-import pytest
+from launch import run_on_ranks
 from test_training import CONFIG
 
 TRAIN = ["-m", "titan_smf.train", "--job.config", str(CONFIG)]
@@ -14,25 +16,30 @@ def run(*words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, *words], capture_output=True, text=True, timeout=120)
 
 
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        (
-            ["--memory.layers", "[9]"],
-            "error: command line: memory.layers: got [9]; allowed: layer indices from 0 to 3: "
-            "the model has 4\n",
-        ),
-        (
-            ["--checkpoint.initial_load_path", "nowhere"],
-            "error: checkpoint.initial_load_path: nowhere: no complete checkpoint there; "
-            "give a run's folder, its checkpoints folder, or one step-N folder\n",
-        ),
-    ],
-)
-def test_one_message_and_exit_code_2(words: list[str], message: str, tmp_path: Path) -> None:
-    result = run(*TRAIN, "--job.dump_folder", str(tmp_path), *words)
+def test_one_message_and_exit_code_2(tmp_path: Path) -> None:
+    words = ["--job.dump_folder", str(tmp_path), "--checkpoint.initial_load_path", "nowhere"]
+    message = (
+        "error: checkpoint.initial_load_path: nowhere: no complete checkpoint there; "
+        "give a run's folder, its checkpoints folder, or one step-N folder\n"
+    )
+    result = run(*TRAIN, *words)
     assert result.stderr == message
     assert result.returncode == 2
+    settings = (
+        "error: command line: memory.layers: got [9]; allowed: layer indices from 0 to 3: "
+        "the model has 4\n"
+    )
+    argv = [*TRAIN[2:], *words, "--memory.layers", "[9]"]
+    assert run_on_ranks(start, 1, argv) == [(2, settings)], "before any weights are looked for"
+
+
+def start(rank: int, ranks: int, argv: list[str]) -> tuple[int, str]:
+    """The exit code and the messages of the entry point."""
+    from titan_smf.runtime import run_entry_point
+    from titan_smf.train import main
+
+    with redirect_stderr(io.StringIO()) as messages:
+        return run_entry_point(main, argv), messages.getvalue()
 
 
 def test_several_ranks_print_the_message_once(tmp_path: Path) -> None:

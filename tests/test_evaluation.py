@@ -1,7 +1,6 @@
 """Evaluation gives the same numbers for every placement, and leaves each result once."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -61,7 +60,6 @@ def numbers(folder: Path) -> dict[tuple[str, int], dict[str, list[float]]]:
 def train(rank: int, ranks: int, folder: str, runs: dict[str, dict[str, Any]]) -> None:
     """Run several trainings, and evaluate the last checkpoint of "memory" as the tool does."""
     from titan_smf.config import check, load_config
-    from titan_smf.evaluate_checkpoint import evaluate_checkpoint, evaluation_config
     from titan_smf.trainer import Trainer
 
     for name, settings in runs.items():
@@ -70,13 +68,19 @@ def train(rank: int, ranks: int, folder: str, runs: dict[str, dict[str, Any]]) -
         trainer = Trainer(config)
         assert trainer.train()
         trainer.close()
-        if name != "memory":
-            continue
-        argv = ["--checkpoint.initial_load_path", f"{folder}/{name}"]
-        argv += ["--job.dump_folder", f"{folder}/{name} again"]
-        again = Trainer(evaluation_config(argv, ranks))
-        assert evaluate_checkpoint(again)
-        again.close()
+        if name == "memory":
+            words = ["--checkpoint.initial_load_path", f"{folder}/{name}"]
+            evaluate(rank, ranks, [*words, "--job.dump_folder", f"{folder}/{name} again"])
+
+
+def evaluate(rank: int, ranks: int, words: list[str]) -> None:
+    """What the tool does."""
+    from titan_smf.evaluate_checkpoint import evaluate_checkpoint, evaluation_config
+    from titan_smf.trainer import Trainer
+
+    trainer = Trainer(evaluation_config(words, ranks))
+    assert evaluate_checkpoint(trainer)
+    trainer.close()
 
 
 @pytest.fixture(scope="module")
@@ -182,23 +186,18 @@ def test_a_run_stopped_in_an_evaluation_goes_on_with_it(tmp_path: Path) -> None:
         "checkpoint.interval": 1,
         "evaluation.sets": f"first={WORLD}&set=known_facts,second={WORLD}&set=new_facts",
     }
-    program = "import sys, test_evaluation; sys.exit(test_evaluation.stopped(sys.argv[1:]))"
-    words = [sys.executable, "-c", program, *arguments(folder, settings)]
-    environment = os.environ | {"PYTHONPATH": f"{ROOT / 'tests'}:{ROOT}"}
-    first = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=120)
-    assert first.returncode == 75, first.stderr
+    assert run_on_ranks(stopped, 1, arguments(folder, settings)) == [75]
     assert [(line["set"], line["step"]) for line in results(folder)] == [
         *(("first", 0), ("second", 0), ("first", 1)),
     ]
-    command = [sys.executable, "-m", "titan_smf.train", *arguments(folder, settings)]
-    subprocess.run(command, check=True, capture_output=True, timeout=120)
+    run_on_ranks(train, 1, str(tmp_path), {"run": settings})
     assert sorted(numbers(folder)) == [(s, n) for s in ("first", "second") for n in (0, 1, 2)]
     steps = [json.loads(line)["step"] for line in (folder / "metrics.jsonl").open()]
     assert sorted(set(steps)) == [0, 1, 2]
 
 
-def stopped(argv: list[str]) -> int:
-    """Train, and ask for a stop as soon as there are three results."""
+def stopped(rank: int, ranks: int, argv: list[str]) -> int:
+    """Train, and ask for a stop as soon as there are three results; the exit code."""
     from titan_smf.evaluation.results import ResultsFile
     from titan_smf.runtime import run_entry_point
     from titan_smf.train import main
@@ -217,11 +216,12 @@ def stopped(argv: list[str]) -> int:
 def test_the_tool_needs_no_more_than_a_run_and_files(runs: Path) -> None:
     run = runs / "1/float32"
     before = results(run)
-    tool = [sys.executable, str(ROOT / "tools/evaluate.py")]
-    given = ["--checkpoint.initial_load_path", str(run), "--evaluation.sets", f"{runs}/gsm8k.jsonl"]
-    for _ in range(2):  # the second result takes the place of the first
-        found = subprocess.run([*tool, *given], capture_output=True, text=True, timeout=120)
-        assert found.returncode == 0, found.stderr
+    words = ["--checkpoint.initial_load_path", str(run), "--evaluation.sets", f"{runs}/gsm8k.jsonl"]
+    run_on_ranks(evaluate, 1, words)  # the tool's result takes the place of this one
+    assert len(results(run)) == len(before) + 1
+    tool = [sys.executable, str(ROOT / "tools/evaluate.py"), *words]
+    found = subprocess.run(tool, capture_output=True, text=True, timeout=120)
+    assert found.returncode == 0, found.stderr
     line = next(line for line in found.stdout.splitlines() if line.startswith("gsm8k  7      nll "))
     after = results(run)
     assert after[:-1] == before

@@ -1,6 +1,7 @@
 """A patch turns its base into the finetuned weights and back, bit for bit, and nothing else."""
 
 import json
+import runpy
 import shutil
 import subprocess
 import sys
@@ -337,13 +338,26 @@ def test_a_file_that_is_torn_or_changed_is_no_patch(
         load_patch(str(tmp_path / "pach.safetensors"))
 
 
-def tool(*arguments: Any) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(TOOL), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
+@pytest.fixture
+def tool(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., tuple[int, str, str]]:
+    """Run the tool in this process, where torch is imported: exit code, output and errors."""
+
+    def run(*arguments: Any) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", [str(TOOL), *map(str, arguments)])
+        code: Any = 0
+        try:
+            runpy.run_path(str(TOOL), run_name="__main__")
+        except SystemExit as end:
+            code = end.code
+        return code, *capsys.readouterr()
+
+    return run
 
 
 def test_the_tool_makes_applies_reverts_shows_and_merges(
-    saved: tuple[Path, Made], tmp_path: Path
+    saved: tuple[Path, Made], tool: Callable[..., tuple[int, str, str]], tmp_path: Path
 ) -> None:
     folder, made = tmp_path / "runs", saved[1][1]
     shutil.copytree(saved[0] / "2/float32", folder)
@@ -358,22 +372,25 @@ def test_the_tool_makes_applies_reverts_shows_and_merges(
         ("revert", folder / "second", one, two, "--output", outputs[1]),
         ("merge", one, two, "--output", merged),
     ):
-        done = tool(*arguments)
-        assert (done.returncode, done.stderr) == (0, "")
+        code, _, errors = tool(*arguments)
+        assert (code, errors) == (0, "")
     assert weights(outputs[0]) == made["float32/second"][1]
     assert weights(outputs[1]) == made["float32/base"][1]
-    shown = tool("show", merged).stdout.splitlines()
+    shown = tool("show", merged)[1].splitlines()
     assert shown[0].split()[:2] == ["patch", f"{merged},"]
     assert shown[1].split() == ["rows", "5", "of", "98", "(5.102%)"]
     assert shown[-4].endswith("5 training steps on facts.jsonl")
     assert shown[-2].endswith("5 training steps on more facts")
     assert shown[-1].endswith(made["float32/first"][0])
     assert len({line.index(line.split("  ")[-1].strip()) for line in shown}) == 1, "aligned"
-    failed = tool("apply", folder / "first", one, "--output", tmp_path / "no")
+    assert tool("merge", one)[0] == 2, "it has no --output"
+    # As users start it.
+    command = [sys.executable, str(TOOL), "apply", str(folder / "first"), str(one)]
+    command += ["--output", str(tmp_path / "no")]
+    failed = subprocess.run(command, capture_output=True, text=True, check=False)
     assert failed.returncode == 2
     assert failed.stderr.startswith("error: ")
     assert failed.stderr.count("\n") == 1
-    assert tool("merge", one).returncode == 2
     light = "import sys, runpy; sys.argv = ['patch.py', 'apply', '--help']\n"
     light += f"try: runpy.run_path({str(TOOL)!r}, run_name='__main__')\n"
     light += "finally: assert 'torch' not in sys.modules"

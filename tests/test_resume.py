@@ -1,5 +1,6 @@
 """A run that was killed goes on, on any number of ranks, with the losses of one that was not."""
 
+import io
 import json
 import os
 import signal
@@ -8,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -58,10 +60,22 @@ def finish(processes: list[subprocess.Popen[str]], code: int = 0) -> str:
     return outputs[0]
 
 
+# In float64 another number of ranks changes no more than the last digits.
+LONG = EXACT | {"training.steps": STEPS, "metrics.enable_tensorboard": "false"}
+
+
 def settings(folder: Path) -> list[str]:
-    """In float64, where another number of ranks changes no more than the last digits."""
-    given = EXACT | {"training.steps": STEPS, "metrics.enable_tensorboard": "false"}
-    return arguments(folder, given)[2:]
+    return arguments(folder, LONG)[2:]
+
+
+def train_and_tell(rank: int, ranks: int, folder: str, settings: dict[str, Any]) -> str:
+    """A run in `folder`, and what it printed."""
+    from titan_smf.runtime import configure_logging
+
+    with redirect_stdout(io.StringIO()) as output:
+        configure_logging()
+        train(rank, ranks, str(Path(folder).parent), {Path(folder).name: settings})
+    return output.getvalue()
 
 
 def losses(folder: Path) -> dict[int, float]:
@@ -85,8 +99,8 @@ def wait_for_step(folder: Path, step: int, processes: list[subprocess.Popen[str]
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> dict[int, float]:
     folder = tmp_path_factory.mktemp("uninterrupted")
-    finish(start_ranks(2, *settings(folder)))
-    return losses(folder)
+    run_on_ranks(train, 2, str(folder), {"run": LONG}, timeout=300)
+    return losses(folder / "run")
 
 
 def test_killed_and_resumed_on_other_numbers_of_ranks(
@@ -99,14 +113,14 @@ def test_killed_and_resumed_on_other_numbers_of_ranks(
     finish(processes, code=-signal.SIGKILL)
     assert len(losses(tmp_path)) < STEPS
 
-    output = finish(start_ranks(4, *settings(tmp_path)))
-    assert "Resumed from step" in output
+    told = run_on_ranks(train_and_tell, 4, str(tmp_path), LONG, timeout=300)[0]
+    assert "Resumed from step" in told
     resumed = losses(tmp_path)
     assert list(resumed) == list(range(1, STEPS + 1))
     assert resumed == pytest.approx(uninterrupted, rel=0, abs=1e-9)
 
     # Nothing is left to do, on one process, and nothing is trained again.
-    assert "Nothing to do" in finish(start_ranks(1, *settings(tmp_path)))
+    assert "Nothing to do" in run_on_ranks(train_and_tell, 1, str(tmp_path), LONG)[0]
     assert losses(tmp_path) == resumed
 
 
