@@ -49,9 +49,11 @@ def only_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(KEY_VARIABLE, "secret-key")
 
 
-def client_of(url: str, cache: Path, **settings: Any) -> ChatClient:
+def client_of(
+    url: str, cache: Path, report: Callable[[str], None] = print, **settings: Any
+) -> ChatClient:
     settings = {"tries": 4, "first_wait": 0.01, "longest_wait": 5.0, **settings}
-    return ChatClient(Endpoint(url, "m", KEY_VARIABLE, **settings), cache)
+    return ChatClient(Endpoint(url, "m", KEY_VARIABLE, **settings), cache, report)
 
 
 def first(answer: Answer, then: str = "Good.") -> Behaviour:
@@ -123,8 +125,11 @@ def test_trying_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             client_of(server.url, tmp_path).ask(BODY, 0)
         assert len(server.bodies) == 4
         url = server.url
+    told: list[str] = []
     with pytest.raises(EndpointError, match=r"no answer: .*refused, at the last"):
-        client_of(url, tmp_path).ask(BODY, 0)
+        client_of(url, tmp_path, told.append).ask(BODY, 0)
+    assert len(told) == 1, "the waits are told, but not each of them"
+    assert re.fullmatch(r"no answer: .*refused; try 2 of 4 in 0 s", told[0])
     monkeypatch.delenv(KEY_VARIABLE)
     with chat_server(first(failure(401, "Who?"))) as server:
         client = client_of(server.url, tmp_path)

@@ -40,6 +40,15 @@ def test_frontier_keeps_what_no_other_run_beats_and_interpolates_between_neighbo
     assert at_learning([], 0.5) is None
 
 
+def test_scores_that_differ_by_rounding_alone_are_the_same() -> None:
+    """Means of the same scores in another order: an AdamW run had 0.06944444444444445."""
+    points = [Point(0.06944444444444443, 0.0), Point(0.06944444444444445, 0.05), Point(0.1, 0.2)]
+    assert frontier(points) == [points[0], points[2]]
+    same_loss = [Point(0.4, 0.1), Point(0.5, 0.1 + 1e-17), Point(0.6, 0.1 + 2e-17)]
+    assert frontier(same_loss) == [same_loss[2]]
+    assert at_learning([Point(0.4, 0.0), Point(0.5 - 1e-16, 0.1)], 0.5) == Matched(0.1, False)
+
+
 def test_a_run_that_learned_more_and_forgot_less_bounds_the_levels_below_it() -> None:
     points = [Point(0.5, 0.10), Point(0.7, -0.05)]
     assert at_learning(points, 0.5) == Matched(-0.05, is_bound=True)

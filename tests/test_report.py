@@ -324,6 +324,7 @@ def test_html_is_one_file_and_names_are_no_markup(tmp_path: Path) -> None:
     assert sorted(embedded) == pictures
     assert all(not name.startswith("on") for _, attrs in page.elements for name in attrs)
     assert "default-src 'none'" in content
+    assert re.search(r"<td>0\.700<br><small>\[0\.600, 0\.800\]</small></td>", content)
     assert not re.search(r"url\(|@import|src=\"http", content)
     assert {path.name for path in tmp_path.iterdir()} == {"root", "report"}, "nothing elsewhere"
 

@@ -16,6 +16,7 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,8 @@ from titan_smf.errors import ConfigError, EndpointError
 
 PASSING = (408, 409, 425, 429)
 """Statuses below 500 after which the same request may succeed."""
+SECONDS_BETWEEN_LINES = 5.0
+"""About tries that failed: many requests may wait at once."""
 
 
 @dataclass(frozen=True)
@@ -71,10 +74,13 @@ class ChatClient:
     Args:
         endpoint: where to ask.
         cache: the folder of the kept answers.
+        report: called with a line about a try that failed, now and then.
     """
 
-    def __init__(self, endpoint: Endpoint, cache: Path) -> None:
+    def __init__(self, endpoint: Endpoint, cache: Path, report: Callable[[str], None]) -> None:
         self.endpoint = endpoint
+        self._report = report
+        self._reported = -SECONDS_BETWEEN_LINES
         self._stopped = threading.Event()
         self._failure = f"{endpoint.url}: stopped"
         if not os.environ.get(endpoint.key_variable, "").strip().isascii():
@@ -104,6 +110,7 @@ class ChatClient:
         failure, wait = "", self.endpoint.first_wait
         for attempt in range(self.endpoint.tries):
             if attempt:
+                self._tell(f"{failure}; try {attempt + 1} of {self.endpoint.tries} in {wait:.0f} s")
                 self._stopped.wait(wait)
                 wait = min(2 * wait, self.endpoint.longest_wait)
             if self._stopped.is_set():
@@ -132,6 +139,13 @@ class ChatClient:
     def stop(self) -> None:
         """End all waits between tries; nothing more is asked, and every request raises."""
         self._stopped.set()
+
+    def _tell(self, line: str) -> None:
+        """Report that a request waits, unless another one's wait was reported just now."""
+        now = time.monotonic()
+        if now - self._reported >= SECONDS_BETWEEN_LINES:
+            self._reported = now
+            self._report(line)
 
     def _failed(self, why: str) -> EndpointError:
         """The error of a request, and from now on of all others: none would fare better."""

@@ -245,7 +245,7 @@ def _asked(
     """What an endpoint writes, once its cost was agreed to."""
     prompt = load_prompt(kind, asking.prompts)
     cache = Path(asking.cache) if asking.cache else storage.default_cache_dir() / "endpoint"
-    client = ChatClient(asking.endpoint, cache)
+    client = ChatClient(asking.endpoint, cache, report)
     planned = plan(client, prompt, wishes)
     report(planned.describe(asking.price_in, asking.price_out))
     if planned.requests and not asking.agreed:

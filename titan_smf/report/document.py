@@ -163,7 +163,7 @@ def _html_block(block: Block) -> str:
     head = "".join(f'<th scope="col">{_text(name)}</th>' for name in block.columns)
     rows = "".join(
         f'<tr><th scope="row">{_text(row[0])}</th>'
-        + "".join(f"<td>{_text(cell)}</td>" for cell in row[1:])
+        + "".join(f"<td>{_cell(cell)}</td>" for cell in row[1:])
         + "</tr>"
         for row in block.rows
     )
@@ -173,6 +173,11 @@ def _html_block(block: Block) -> str:
     if block.folded:
         return f"<details><summary>{caption}</summary>{table}</details>"
     return f'<p class="caption">{caption}</p>{table}'
+
+
+def _cell(text: str) -> str:
+    """A cell of numbers; an interval at its end stands below, so that more columns can be seen."""
+    return re.sub(r" (\[[^\]]*\])$", r"<br><small>\1</small>", _text(text))
 
 
 def _text(text: str) -> str:
@@ -217,12 +222,13 @@ summary { cursor: pointer; }
 .wide { width: fit-content; max-width: 100%; overflow-x: auto;
   border: 1px solid var(--line); border-radius: 6px; }
 table { border-collapse: collapse; font-size: .875rem; font-variant-numeric: tabular-nums; }
-th, td { padding: .35rem .7rem; text-align: right; vertical-align: top; white-space: nowrap;
+th, td { padding: .35rem .55rem; text-align: right; vertical-align: top; white-space: nowrap;
   border-top: 1px solid var(--line); }
 thead th { border-top: 0; background: var(--soft); white-space: normal; min-width: 3rem;
   vertical-align: bottom; }
 tr > th:first-child { position: sticky; left: 0; background: var(--soft); text-align: left;
   font-weight: 500; white-space: normal; width: min(15rem, 38vw); min-width: min(15rem, 38vw); }
+small { color: var(--quiet); font-size: .8rem; }
 figure { margin: 1.2rem 0; }
 img { display: block; width: 100%; min-width: 44rem; max-width: 64rem; height: auto;
   background: #fff; }

@@ -18,6 +18,8 @@ DEFINITION = (
     "has learned this much, and a lower rate may forget less. Above the last one the level was "
     "not reached; nothing is extrapolated."
 )
+DIGITS = 9
+"""Behind the point, to which two scores must agree to be the same."""
 
 
 @dataclass(frozen=True)
@@ -45,8 +47,8 @@ def frontier(points: Sequence[Point]) -> list[Point]:
     """
     finite = [p for p in points if math.isfinite(p.learning) and math.isfinite(p.forgetting)]
     kept: list[Point] = []
-    for point in sorted(finite, key=lambda point: (-point.learning, point.forgetting)):
-        if not kept or point.forgetting < kept[-1].forgetting:
+    for point in sorted(finite, key=lambda p: (-_rounded(p.learning), p.forgetting)):
+        if not kept or _rounded(point.forgetting) < _rounded(kept[-1].forgetting):
             kept.append(point)
     return kept[::-1]
 
@@ -54,12 +56,18 @@ def frontier(points: Sequence[Point]) -> list[Point]:
 def at_learning(points: Sequence[Point], level: float) -> Matched | None:
     """Returns the least forgetting at a level of learning, as `DEFINITION` says; None if no point
     reaches the level."""
-    best = frontier(points)
-    if not best or best[-1].learning < level:
+    best, level = frontier(points), _rounded(level)
+    learned = [_rounded(point.learning) for point in best]
+    if not best or learned[-1] < level:
         return None
-    if level <= best[0].learning:
-        return Matched(best[0].forgetting, is_bound=level < best[0].learning)
-    after = next(index for index, point in enumerate(best) if point.learning >= level)
+    if level <= learned[0]:
+        return Matched(best[0].forgetting, is_bound=level < learned[0])
+    after = next(index for index, value in enumerate(learned) if value >= level)
     left, right = best[after - 1], best[after]
-    share = (level - left.learning) / (right.learning - left.learning)
+    share = (level - learned[after - 1]) / (learned[after] - learned[after - 1])
     return Matched(left.forgetting + share * (right.forgetting - left.forgetting), is_bound=False)
+
+
+def _rounded(value: float) -> float:
+    """Without the last digits: means of the same scores, added in another order, differ there."""
+    return round(value, DIGITS)
