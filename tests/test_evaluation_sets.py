@@ -124,6 +124,7 @@ def test_a_user_can_bring_templates_and_set_shots_and_limits(tmp_path: Path) -> 
     ("given", "message"),
     [
         ("missing.jsonl", "missing.jsonl: does not exist"),
+        ("synthetic:world?sets=x", "evaluation.sets: got 'synthetic:world?sets=x'; allowed: synth"),
         (EvaluationSet("q.jsonl", template="quiz"), "got 'quiz'; allowed: world, question"),
         (EvaluationSet("q.jsonl", template="no.toml#a"), "a TOML file of templates (no.toml"),
         (EvaluationSet("q.jsonl", shots=9), "at most 5, the examples of template question (q)"),
@@ -132,6 +133,7 @@ def test_a_user_can_bring_templates_and_set_shots_and_limits(tmp_path: Path) -> 
         (EvaluationSet("q.jsonl", name="a/b"), "a name of letters, digits, _, - and ."),
         (EvaluationSet("q.jsonl", kind="choices"), "q.jsonl:1: has no 'ctx', but question, answer"),
         (EvaluationSet("c.jsonl"), "c.jsonl:2: label is '7', not an index of its 2 endings"),
+        (EvaluationSet("marks.jsonl"), "marks.jsonl:1: endings[1] is nothing but marks"),
         (EvaluationSet("c.jsonl", kind="likelihood"), "c.jsonl:1: question is null, not a text"),
         (EvaluationSet("other.jsonl"), "fields colour, which are those of no known set"),
         ("empty.jsonl", "empty.jsonl: holds no item"),
@@ -145,6 +147,7 @@ def test_a_mistake_says_what_is_allowed(
     monkeypatch.chdir(tmp_path)
     written(tmp_path, "q.jsonl", NQ)
     written(tmp_path, "c.jsonl", HELLASWAG, HELLASWAG | {"label": "7"})
+    written(tmp_path, "marks.jsonl", HELLASWAG | {"endings": ["eats it.", "[step] "]})
     written(tmp_path, "other.jsonl", {"colour": "red"})
     written(tmp_path, "empty.jsonl")
     with pytest.raises((ConfigError, DataError)) as error:

@@ -205,13 +205,19 @@ def test_texts_come_from_a_field(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"facts.jsonl:1: has no field 'sad', but id, question"):
         make_facts(path, Making(field="sad"), print)
 
-    chunks = [{"id": "c", "passage": "One.", "said": ["1."]}, {"passage": "Two.", "said": ["2."]}]
+    chunks: list[dict[str, Any]] = [
+        {"id": 7, "passage": "One.", "said": ["1."]},
+        {"passage": "Two.", "said": ["2."]},
+    ]
     write_lines(path, chunks)
     options = TextOptions(field="passage")
     documents = make_documents([path], Making(field="said"), print, options)
-    assert documents == [Document("c", "One.", ("1.",)), Document("000001", "Two.", ("2.",))]
-    with pytest.raises(DataError, match=r"facts.jsonl:1: text is null, not a text"):
+    assert documents == [Document("7", "One.", ("1.",)), Document("000001", "Two.", ("2.",))]
+    with pytest.raises(DataError, match=r"facts.jsonl:1: has no field 'text', but id, passage"):
         make_documents([path], Making(field="said"), print)
+    write_lines(path, [chunks[0], chunks[0]])
+    with pytest.raises(DataError, match=r"facts.jsonl:2: has the id '7' of .*facts.jsonl:1; give"):
+        make_documents([path], Making(field="said"), print, options)
 
 
 def test_text_of_facts_states_all_and_asks_a_share() -> None:

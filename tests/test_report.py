@@ -396,16 +396,21 @@ def test_tool_exits_with_2_and_a_message_or_names_what_it_wrote(tmp_path: Path) 
     write_run(tmp_path / "root/a", SPARSE, 1.0, 0, scores(0.7, 0.7))
     (tmp_path / "empty").mkdir()
     output = str(tmp_path / "out")
+    run_file = str(tmp_path / "root/a/config.toml")
 
-    def tool(folder: str) -> subprocess.CompletedProcess[str]:
+    def tool(folder: str, output: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, str(TOOL), str(tmp_path / folder), "--output", output]
         return subprocess.run(command, capture_output=True, text=True, check=False)
 
-    failed = tool("empty")
-    assert (failed.returncode, failed.stdout) == (2, "")
-    assert failed.stderr.startswith(f"error: {tmp_path}/empty: holds no run")
-    assert len(failed.stderr.splitlines()) == 1
-    done = tool("root")
+    for folder, where, message in (
+        ("empty", output, f"{tmp_path}/empty: holds no run"),
+        ("root", run_file, f"{run_file}: cannot be written: "),
+    ):
+        failed = tool(folder, where)
+        assert (failed.returncode, failed.stdout) == (2, "")
+        assert failed.stderr.startswith(f"error: {message}")
+        assert len(failed.stderr.splitlines()) == 1
+    done = tool("root", output)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.split() == [
         f"{output}/{name}"

@@ -10,7 +10,7 @@ from launch import run_on_ranks
 from test_training import ROOT
 
 from titan_smf.config import check
-from titan_smf.errors import ConfigError
+from titan_smf.errors import ConfigError, DataError
 from titan_smf.reproduce.plan import Plan, read_plan
 from titan_smf.reproduce.runner import Runner
 from titan_smf.reproduce.runs import choose_rates, chosen_rates, planned_runs
@@ -154,6 +154,16 @@ def test_a_mistake_in_a_plan_is_named(tmp_path: Path, old: str, new: str, messag
         plan_of(tmp_path, text=PLAN.replace(old, new))
     assert message in str(error.value)
     assert "plan.toml" in str(error.value)
+
+
+def test_what_a_plan_needs_is_looked_for_before_its_first_run(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"gone\.jsonl: does not exist"):
+        Runner(plan_of(tmp_path, "--learn.stream.path", f"{tmp_path}/gone.jsonl")).run()
+    plan = plan_of(tmp_path)
+    plan.reproduce.folder = f"{tmp_path}/plan.toml"
+    with pytest.raises(ConfigError, match=r"reproduce.folder: got '.*plan.toml'; allowed: a fold"):
+        Runner(plan).run()
+    assert {path.name for path in tmp_path.iterdir()} == {"plan.toml"}, "nothing was begun"
 
 
 @pytest.mark.parametrize("name", ["demo", "reproduce_cpu", "reproduce_gpu", "reproduce_paper"])

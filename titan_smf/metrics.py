@@ -130,11 +130,6 @@ def drop_lines_after(path: Path, step: int) -> None:
     kept.replace(path)
 
 
-def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """The lines of a run's `metrics.jsonl`."""
-    return read_lines(folder / METRICS_FILE)
-
-
 def read_lines(path: Path) -> list[dict[str, Any]]:
     """The objects of a jsonl file; a last line torn by a kill is left out."""
     if not path.is_file():

@@ -54,6 +54,15 @@ def text_of(value: Any, name: str) -> str:
     return value
 
 
+def id_of(value: Any, name: str) -> str:
+    """`value` as the id of a row: a text that is not blank, or an integer.
+
+    Raises:
+        RowError: it is neither; calls it `name`.
+    """
+    return str(value) if type(value) is int else text_of(value, name)
+
+
 def texts_of(value: Any, name: str) -> tuple[str, ...]:
     """`value` if it is a list of one text or more, none of them blank.
 

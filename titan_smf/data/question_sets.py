@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from titan_smf.data.fields import RowError, excerpt, text_of, texts_of
+from titan_smf.data.fields import RowError, excerpt, id_of, text_of, texts_of
 from titan_smf.data.rows import Row, read_rows
 from titan_smf.data.sources import SYNTHETIC_PREFIX, parse_world
 from titan_smf.errors import DataError
@@ -100,8 +100,7 @@ def _world_questions(path: str) -> Iterator[tuple[Question, Row]]:
 def _id(values: dict[str, Any], number: int) -> str:
     for key in ("id", "question_id"):
         if key in values:
-            value = values[key]
-            return str(value) if type(value) is int else text_of(value, key)
+            return id_of(values[key], key)
     return str(number)
 
 

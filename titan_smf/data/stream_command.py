@@ -7,7 +7,7 @@ from typing import Any
 from titan_smf.data.endpoint import Endpoint
 from titan_smf.data.facts import Fact
 from titan_smf.data.raw_text import TextOptions
-from titan_smf.data.records import Record, read_records
+from titan_smf.data.records import read_records
 from titan_smf.data.stream_making import (
     Asking,
     Choice,
@@ -102,10 +102,6 @@ def run(args: argparse.Namespace) -> None:
 def report(line: str) -> None:
     """Show a line at once, also where the output is a file."""
     print(line, flush=True)
-
-
-def _num_texts(records: Sequence[Record]) -> int:
-    return sum(len(record.texts) for record in records)
 
 
 def _making(args: argparse.Namespace, count: int) -> Making:

@@ -19,7 +19,7 @@ from titan_smf.data.chunks import chunks_of
 from titan_smf.data.documents import Document
 from titan_smf.data.endpoint import ChatClient, Endpoint
 from titan_smf.data.facts import Fact
-from titan_smf.data.fields import RowError, text_of, texts_of
+from titan_smf.data.fields import RowError, id_of, text_of, texts_of
 from titan_smf.data.paraphrases import load_patterns, pattern_rewrites, pattern_statements
 from titan_smf.data.question_sets import Question, read_questions
 from titan_smf.data.raw_text import Rejected, TextOptions, plan_pieces, read_documents
@@ -280,21 +280,33 @@ def _chunks(inputs: list[str], options: TextOptions, chunk_words: int) -> Iterab
 
 def _stored_chunks(inputs: list[str], name: str) -> Iterable[_Chunk]:
     """Rows that hold a chunk each, with the row's `id` or else its number."""
+    where: dict[str, str] = {}
     for number, row in enumerate(row for path in inputs for row in read_rows(path)):
         try:
-            chunk = text_of(row.values.get(name), name)
-            yield _Chunk(text_of(row.values.get("id", f"{number:06d}"), "id"), chunk, row)
+            chunk = _Chunk(
+                id_of(row.values.get("id", f"{number:06d}"), "id"),
+                text_of(_field(row, name), name),
+                row,
+            )
+            if chunk.id in where:
+                raise RowError(f"has the id {chunk.id!r} of {where[chunk.id]}; give each its own")
         except RowError as error:
             raise DataError(f"{row.where}: {error}") from error
+        where[chunk.id] = row.where
+        yield chunk
 
 
 def _stored_texts(row: Row, name: str) -> tuple[str, ...]:
     try:
-        if name not in row.values:
-            raise RowError(f"has no field {name!r}, but {', '.join(row.values) or 'none'}")
-        return tuple(dict.fromkeys(texts_of(row.values[name], name)))
+        return tuple(dict.fromkeys(texts_of(_field(row, name), name)))
     except RowError as error:
         raise DataError(f"{row.where}: {error}") from error
+
+
+def _field(row: Row, name: str) -> Any:
+    if name not in row.values:
+        raise RowError(f"has no field {name!r}, but {', '.join(row.values) or 'none'}")
+    return row.values[name]
 
 
 def _without_empty(

@@ -58,6 +58,9 @@ class ChoiceTask(Task):
                 fields = {key: value for key, value in row.values.items() if isinstance(value, str)}
                 prompt = template.prompt_of(fields, shots)
                 answers = [template.answer_of({"ending": ending}) for ending in choice.endings]
+                for place, answer in enumerate(answers):
+                    if not answer.strip():
+                        raise RowError(f"endings[{place}] is nothing but marks that are left out")
             except (RowError, DataError) as error:
                 raise DataError(f"{row.where}: {error}; {FORM}") from error
             self.choices.append(choice)

@@ -58,10 +58,16 @@ def open_sets(
     Raises:
         ConfigError, DataError: a set that cannot be used, or two of one name.
     """
-    return [
-        OpenSet(given, _open(given, settings, tokenizer, max_seq_len, text_seq_len, cache))
-        for given in complete_sets(settings)
-    ]
+    opened = []
+    for given in complete_sets(settings):
+        try:
+            task = _open(given, settings, tokenizer, max_seq_len, text_seq_len, cache)
+        except ConfigError as error:
+            if error.got == given.path:  # `parse_world` does not know whose path it is
+                raise ConfigError(KEY, given.path, error.allowed) from error
+            raise
+        opened.append(OpenSet(given, task))
+    return opened
 
 
 def complete_sets(settings: Evaluation) -> list[EvaluationSet]:

@@ -20,7 +20,10 @@ def access_sections(paths: Sequence[Path], notes: list[str]) -> list[Section]:
         try:
             sections.append(_section(json.loads(file.read_bytes())))
         except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-            notes.append(f"{file}: not used, it is torn or no analysis of accesses ({error!r})")
+            notes.append(
+                f"{file}: not used, it is torn or of another version ({error!r}); run "
+                "tools/analyse_accesses.py again"
+            )
     return sections
 
 

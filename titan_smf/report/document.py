@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
 
+from titan_smf.errors import UserError
+
 
 @dataclass(frozen=True)
 class Text:
@@ -72,16 +74,23 @@ def write_document(folder: Path, title: str, sections: Sequence[Section]) -> lis
     """Writes `report.md`, `report.html` and the pictures; returns their paths.
 
     The HTML holds its pictures and forbids the browser to fetch anything.
+
+    Raises:
+        UserError: the folder cannot be written.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     files = _file_names(sections)
-    written = [folder / "report.md", folder / "report.html"]
-    written[0].write_text(_markdown(title, sections, files), encoding="utf-8")
-    written[1].write_text(_page(title, sections), encoding="utf-8")
-    for picture, name in files.items():
-        (folder / name).write_bytes(picture.png)
-        written.append(folder / name)
-    return written
+    contents = {
+        "report.md": _markdown(title, sections, files).encode(),
+        "report.html": _page(title, sections).encode(),
+        **{name: picture.png for picture, name in files.items()},
+    }
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, content in contents.items():
+            (folder / name).write_bytes(content)
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be written: {error}; give another folder") from error
+    return [folder / name for name in contents]
 
 
 def plain(text: str) -> str:

@@ -24,6 +24,7 @@ from typing import Any
 
 from titan_smf.checkpoint import first_difference, from_first_rank, write_json
 from titan_smf.config import JobConfig, assign, check
+from titan_smf.data.stream_loader import open_stream
 from titan_smf.errors import ConfigError
 from titan_smf.evaluation.access_analysis import analyse_accesses, analysis_config
 from titan_smf.evaluation.access_report import ANALYSIS_FILE
@@ -152,6 +153,7 @@ class Runner:
 
     def _check(self, runs: Sequence[Run], bases: dict[int, Bases]) -> None:
         """Find the mistakes of the whole plan before its first run."""
+        streams = set()
         for run in runs:
             of_seed = bases[run.seed]
             try:
@@ -168,6 +170,10 @@ class Runner:
             if "target" not in roles:
                 allowed = 'sets of which one has role = "target", to see what was learned'
                 raise ConfigError("learn.evaluation.sets", list(roles), allowed, self.plan.source)
+            if learning.stream.path:
+                streams.add((learning.stream.path, learning.stream.kind))
+        for path, kind in sorted(streams):
+            open_stream(path, kind)
 
     def _is_complete(self, run: Run, bases: Bases) -> bool:
         """Whether there are results of a run, by the settings that it has now. Collective.

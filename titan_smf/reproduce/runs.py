@@ -9,6 +9,7 @@ from statistics import fmean
 from typing import Any
 
 from titan_smf.checkpoint import write_json
+from titan_smf.errors import ConfigError
 from titan_smf.metrics import read_lines
 from titan_smf.reproduce.plan import Arm, Plan, slug
 
@@ -36,11 +37,18 @@ class Run:
         return root / slug(self.arm.name) / f"rate-{self.rate:g}"
 
     def completed(self, plan: Plan) -> dict[str, Any] | None:
-        """The settings and seconds of the run if it is complete, else None."""
+        """The settings and seconds of the run if it is complete, else None.
+
+        Raises:
+            ConfigError: `reproduce.folder` is no folder.
+        """
         try:
             done = json.loads((self.folder(plan) / COMPLETE).read_text())
         except (FileNotFoundError, ValueError):  # or torn: it is run again
             return None
+        except NotADirectoryError:
+            folder = plan.reproduce.folder
+            raise ConfigError("reproduce.folder", folder, "a folder, not a file") from None
         return done if isinstance(done, dict) and done.keys() >= {"settings", "seconds"} else None
 
 
