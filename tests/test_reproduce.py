@@ -166,7 +166,9 @@ def test_what_a_plan_needs_is_looked_for_before_its_first_run(tmp_path: Path) ->
     assert {path.name for path in tmp_path.iterdir()} == {"plan.toml"}, "nothing was begun"
 
 
-@pytest.mark.parametrize("name", ["demo", "reproduce_cpu", "reproduce_gpu", "reproduce_paper"])
+@pytest.mark.parametrize(
+    "name", ["demo", "reproduce_cpu", "reproduce_gpu", "reproduce_paper", "reproduce_questions"]
+)
 def test_every_run_of_the_plans_here_has_settings_that_can_be(name: str) -> None:
     path = ROOT / f"train_configs/{name}.toml"
     plan = read_plan(["--job.config", str(path)])
