@@ -157,6 +157,8 @@ def test_a_mistake_in_a_plan_is_named(tmp_path: Path, old: str, new: str, messag
 
 
 def test_what_a_plan_needs_is_looked_for_before_its_first_run(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"debug_full_ft.toml: arms: .* one table \[\[arms\]\]"):
+        read_plan(["--job.config", str(ROOT / "train_configs/debug_full_ft.toml")])
     with pytest.raises(DataError, match=r"gone\.jsonl: does not exist"):
         Runner(plan_of(tmp_path, "--learn.stream.path", f"{tmp_path}/gone.jsonl")).run()
     plan = plan_of(tmp_path)

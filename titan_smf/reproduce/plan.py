@@ -145,8 +145,11 @@ def read_plan(argv: Sequence[str]) -> Plan:
     if path is None:
         raise ConfigError("job.config", None, "a plan, such as train_configs/reproduce_cpu.toml")
     tables = read_tables(path)
+    if not tables.get("arms"):
+        allowed = "one table [[arms]] or more, as in the plan train_configs/demo.toml"
+        raise ConfigError("arms", [], allowed, path)
     bases = _bases(tables.pop("bases", {}), settings, path)
-    arms = tables.pop("arms", [])
+    arms = tables.pop("arms")
     values = dict(flatten(tables, "", allowed, path)) | overrides
     reproduce = Reproduce()
     phases: dict[str, dict[str, Any]] = {phase: {} for phase in PHASES}
@@ -208,8 +211,6 @@ def _check(plan: Plan, overrides: dict[str, Any]) -> None:
     names = [arm.name for arm in plan.arms]
     reproduce = plan.reproduce
     where = COMMAND_LINE if "reproduce.seeds" in overrides else plan.source
-    if not plan.arms:
-        raise ConfigError("arms", [], "one table [[arms]] or more", plan.source)
     if twice := [name for name in names if names.count(name) > 1]:
         raise ConfigError("arms.name", twice[0], "a name of its own for each arm", plan.source)
     slugs = [slug(name) for name in names]
