@@ -2,6 +2,8 @@
 # Evaluate a checkpoint of the 1.3B model. Everything comes from the allocation.
 #
 #   sbatch slurm/evaluate.sh --checkpoint.initial_load_path /scratch/experiment/sparse_ft
+#   sbatch slurm/evaluate.sh --checkpoint.initial_load_path RUN --job.config RUN/config.toml \
+#       --evaluation.sets questions.jsonl                          another model
 #
 # Each set is in results.jsonl as soon as it is done. Ended by the time limit: give a longer one, or
 # the sets that are left.

@@ -1,5 +1,6 @@
 # Sourced by the job scripts. `launch CONFIG PROGRAM [OVERRIDE...]` runs PROGRAM, a script or
-# `-m module`, under torchrun on every node; all that it needs to know comes from $SLURM_*.
+# `-m module`, under torchrun on every node; all that it needs to know comes from $SLURM_*. A script
+# whose settings have a phase before them, as a plan's have, sets `phase`, as `common.`.
 set -euo pipefail
 cd "$SLURM_SUBMIT_DIR"
 if [ -z "${VIRTUAL_ENV:-}${CONDA_PREFIX:-}" ] && [ -f .venv/bin/activate ]; then
@@ -33,8 +34,8 @@ launch() {
   # HSDP: each node holds the whole model and table, so that lookups stay inside a node.
   if [ "$SLURM_JOB_NUM_NODES" -gt 1 ] && [ "$(processes_per_node)" -gt 1 ]; then
     case " $* " in
-      *" --parallelism.data_parallel_"*) ;;
-      *) set -- "$@" --parallelism.data_parallel_replicate_degree "$SLURM_JOB_NUM_NODES" ;;
+      *parallelism.data_parallel_*) ;;
+      *) set -- "$@" "--${phase:-}parallelism.data_parallel_replicate_degree" "$SLURM_JOB_NUM_NODES" ;;
     esac
   fi
 

@@ -17,4 +17,5 @@
 #SBATCH --output=%x-%j.log
 
 source "${SLURM_SUBMIT_DIR:?run this with sbatch}/slurm/launch.sh"
+phase=common.
 launch train_configs/reproduce_paper.toml tools/reproduce.py "$@"

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from test_training import ROOT
 
 from titan_smf.config import check
 from titan_smf.errors import ConfigError, DataError
-from titan_smf.reproduce.plan import Plan, read_plan
+from titan_smf.reproduce.plan import Plan, given_settings, read_plan
 from titan_smf.reproduce.runner import Runner
 from titan_smf.reproduce.runs import choose_rates, chosen_rates, planned_runs
 from titan_smf.reproduce.summary import summary
@@ -202,8 +203,13 @@ def test_an_arm_without_a_choice_has_no_runs_for_tuning(tmp_path: Path) -> None:
 def test_arms_are_chosen_by_name_or_group(tmp_path: Path) -> None:
     plan = plan_of(tmp_path, "--reproduce.arms", "dense")
     assert [arm.name for arm in plan.arms] == ["full, dense"]
-    with pytest.raises(ConfigError, match="names or groups of arms: core, dense"):
-        plan_of(tmp_path, "--reproduce.arms", "none such")
+    with pytest.raises(ConfigError) as error:
+        plan_of(tmp_path, "--reproduce.arms", "full, dense")
+    message = str(error.value)
+    assert message.startswith("command line: reproduce.arms: got 'full'; allowed: groups of arms,")
+    assert "core, dense; or names, sparse memory; full, dense. With commas" in message
+    words = shlex.split(message[message.index("--reproduce.arms") :])
+    assert [arm.name for arm in plan_of(tmp_path, *words).arms] == ["full, dense"]
 
 
 def test_rates_are_chosen_by_what_is_learned_and_kept_of_tuning_facts(tmp_path: Path) -> None:
@@ -221,6 +227,14 @@ def test_rates_are_chosen_by_what_is_learned_and_kept_of_tuning_facts(tmp_path: 
         folder.mkdir(parents=True)
         (folder / "results.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     assert choose_rates(plan) == {"sparse memory": 0.01, "full, dense": 1e-3}
+
+
+def test_what_is_complete_is_known_again_in_another_placement(tmp_path: Path) -> None:
+    words = ["--common.parallelism.data_parallel_replicate_degree", "2"]
+    found = [
+        given_settings(plan_of(tmp_path, *more).pretraining("memory", 3)) for more in ([], words)
+    ]
+    assert found[0] == found[1]
 
 
 def run_plan(rank: int, ranks: int, folder: str, *words: str) -> dict[str, Any]:

@@ -55,7 +55,7 @@ class Reproduce:
     """The seed on which rates are chosen, on facts that are not reported."""
 
     arms: list[str] = field(default_factory=list)
-    """Arms to run, by name or group; [] = all."""
+    """Arms to run, by name or group; [] = all. Names with commas are given as '["a, b", "c"]'."""
 
     vocabulary: int = 0
     """Train a tokenizer of this size on the text of pretraining; 0 = what [tokenizer] says."""
@@ -162,7 +162,8 @@ def read_plan(argv: Sequence[str]) -> Plan:
     given = list(_arms(arms, phases["replay"], settings, path))
     plan = Plan(path, reproduce, phases, bases, tuple(given))
     _check(plan, overrides)
-    return dataclasses.replace(plan, arms=tuple(_chosen(given, reproduce.arms, plan)))
+    where = COMMAND_LINE if "reproduce.arms" in overrides else path
+    return dataclasses.replace(plan, arms=tuple(_chosen(given, reproduce.arms, where)))
 
 
 def _bases(table: Any, settings: dict[str, Any], path: str) -> dict[str, dict[str, Any]]:
@@ -227,12 +228,17 @@ def _check(plan: Plan, overrides: dict[str, Any]) -> None:
         raise ConfigError("reproduce.seeds", seeds, "different numbers, 0 or more", where)
 
 
-def _chosen(arms: Sequence[Arm], names: Sequence[str], plan: Plan) -> Iterator[Arm]:
+def _chosen(arms: Sequence[Arm], names: Sequence[str], source: str) -> Iterator[Arm]:
     """The arms that are asked for, in the plan's order."""
-    known = {name for arm in arms for name in (arm.name, arm.group)}
-    if unknown := [name for name in names if name not in known]:
-        allowed = f"names or groups of arms: {', '.join(sorted({arm.group for arm in arms}))}"
-        raise ConfigError("reproduce.arms", unknown[0], allowed, plan.source)
+    groups = sorted({arm.group for arm in arms})
+    known = [arm.name for arm in arms]
+    if unknown := [name for name in names if name not in (*groups, *known)]:
+        example = json.dumps([next((name for name in known if "," in name), known[0])])
+        allowed = (
+            f"groups of arms, {', '.join(groups)}; or names, {'; '.join(known)}. With commas in a "
+            f"name: --reproduce.arms '{example}'"
+        )
+        raise ConfigError("reproduce.arms", unknown[0], allowed, source)
     yield from (arm for arm in arms if not names or {arm.name, arm.group} & set(names))
 
 
@@ -249,8 +255,12 @@ def _filled(value: Any, seed: int) -> Any:
 
 
 def given_settings(config: JobConfig) -> dict[str, Any]:
-    """The settings that a plan gives a run, as JSON values; defaults are not among them."""
-    values = {key: get(config, key) for key in sorted(config.where)}
+    """The settings that a plan gives a run, as JSON values: what its results depend on.
+
+    Defaults are not among them, nor how the work is spread over the ranks.
+    """
+    given = (key for key in sorted(config.where) if not key.startswith("parallelism."))
+    values = {key: get(config, key) for key in given}
     return json.loads(json.dumps(values, default=dataclasses.asdict))
 
 
