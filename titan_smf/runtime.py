@@ -22,9 +22,8 @@ from typing import Any, NoReturn
 import torch
 import torch.distributed as dist
 
-from titan_smf.errors import UserError
+from titan_smf.errors import EXIT_USER_ERROR, UserError
 
-EXIT_USER_ERROR = 2
 EXIT_STOPPED = 75  # EX_TEMPFAIL of sysexits.h: a checkpoint was saved, start again to go on
 
 logger = logging.getLogger("titan_smf")

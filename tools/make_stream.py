@@ -18,14 +18,8 @@ twice. Exit codes: 0 done, 2 a mistake, 130 interrupted.
 import sys
 
 from titan_smf.data.stream_command import parse_arguments, run
-from titan_smf.errors import UserError
+from titan_smf.errors import exit_code
 
 if __name__ == "__main__":
-    try:
-        run(parse_arguments(str(__doc__)))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("interrupted; run again to resume", file=sys.stderr)
-        sys.exit(130)
+    arguments = parse_arguments(str(__doc__))
+    sys.exit(exit_code(lambda: run(arguments)))

@@ -23,8 +23,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from titan_smf import storage
 from titan_smf.data.synthetic import FACT_SETS, STREAM_STATEMENTS, World
-from titan_smf.errors import ConfigError, UserError
+from titan_smf.errors import ConfigError, exit_code
 
 
 def write_world(world: World, num_statements: int, output: Path) -> None:
@@ -37,16 +38,15 @@ def write_world(world: World, num_statements: int, output: Path) -> None:
     for name in FACT_SETS:
         if facts := world.fact_set(name):
             files[name] = ("facts", world.fact_stream(facts, num_statements))
-    output.mkdir(parents=True, exist_ok=True)
     for name, (what, rows) in files.items():
         path = output / f"{name}.jsonl"
         lines = [json.dumps(row, default=dataclasses.asdict) + "\n" for row in rows]
-        path.write_text("".join(lines))
-        print(f"{path}: {len(lines):,} {what}, {path.stat().st_size:,} bytes")
+        content = "".join(lines).encode()
+        storage.write_bytes(str(path), content)
+        print(f"{path}: {len(lines):,} {what}, {len(content):,} bytes")
 
 
-def main() -> int:
-    """Entry point; returns the exit code."""
+def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -61,17 +61,16 @@ def main() -> int:
         default=STREAM_STATEMENTS,
         help="statements of a fact and rewrites of a chunk in the streams",
     )
-    args = parser.parse_args()
-    try:
-        if args.statements < 1:
-            raise ConfigError("--statements", args.statements, "1 or more")
-        world = World(args.seed, args.facts, args.new_facts, args.tuning_facts)
-        write_world(world, args.statements, args.output)
-    except (UserError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return parser.parse_args()
+
+
+def run(args: argparse.Namespace) -> None:
+    if args.statements < 1:
+        raise ConfigError("--statements", args.statements, "1 or more")
+    world = World(args.seed, args.facts, args.new_facts, args.tuning_facts)
+    write_world(world, args.statements, args.output)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    arguments = parse_arguments()
+    sys.exit(exit_code(lambda: run(arguments)))

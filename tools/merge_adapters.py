@@ -4,15 +4,16 @@
     tools/merge_adapters.py BASE ADAPTERS --output FOLDER
 
 BASE is a step-N folder, or a run's folder for its newest checkpoint. ADAPTERS is the folder of a
-run with finetune.method lora, or any with PEFT's two files. FOLDER gets weights alone, for
-checkpoint.initial_load_path of a run without adapters. Exit codes: 0 done, 2 a mistake.
+run with finetune.method lora, or any with PEFT's two files. Of weights that such a run did not
+start from, its adapters are refused. FOLDER gets weights alone, for checkpoint.initial_load_path of
+a run without adapters. Exit codes: 0 done, 2 a mistake.
 """
 
 import argparse
 import sys
 from pathlib import Path
 
-from titan_smf.errors import UserError
+from titan_smf.errors import exit_code
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -33,8 +34,5 @@ def run(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        run(parse_arguments())
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    arguments = parse_arguments()
+    sys.exit(exit_code(lambda: run(arguments)))

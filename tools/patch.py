@@ -16,7 +16,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from titan_smf.errors import UserError
+from titan_smf.errors import exit_code
 
 # command, what it does, the checkpoints it takes, its output
 COMMANDS: list[tuple[str, str, list[str], str]] = [
@@ -73,8 +73,5 @@ def run(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        run(parse_arguments())
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    arguments = parse_arguments()
+    sys.exit(exit_code(lambda: run(arguments)))

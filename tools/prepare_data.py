@@ -16,7 +16,7 @@ from titan_smf.data.prepare import prepare, train_tokenizer
 from titan_smf.data.prepare_part import PrepareOptions
 from titan_smf.data.raw_text import TextOptions
 from titan_smf.data.tokenizer import load_tokenizer
-from titan_smf.errors import UserError
+from titan_smf.errors import exit_code
 
 # option, default, what it is
 OPTIONS: list[tuple[str, str | int | float, str]] = [
@@ -66,11 +66,5 @@ def run(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        run(parse_arguments())
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("interrupted; run again to resume", file=sys.stderr)
-        sys.exit(130)
+    arguments = parse_arguments()
+    sys.exit(exit_code(lambda: run(arguments)))

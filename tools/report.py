@@ -12,7 +12,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from titan_smf.errors import UserError
+from titan_smf.errors import exit_code
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -24,20 +24,13 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def main() -> int:
-    """Entry point; returns the exit code."""
-    args = parse_arguments()
+def run(args: argparse.Namespace) -> None:
     # Only now: --help does without matplotlib.
     from titan_smf.report.write import write_report
 
-    try:
-        written = write_report(args.runs, args.output)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print("\n".join(map(str, written)))
-    return 0
+    print("\n".join(map(str, write_report(args.runs, args.output))))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    arguments = parse_arguments()
+    sys.exit(exit_code(lambda: run(arguments)))
