@@ -124,11 +124,20 @@ def read_documents(piece: Piece, options: TextOptions) -> Iterator[str | Rejecte
 
 def _expand(given: str) -> list[str]:
     """The files that a path, folder or glob stands for, sorted."""
-    if storage.is_folder(given):
-        files = [path for path in storage.files_of(given) if _kind(path)]
-        if not files:
-            raise DataError(f"{given}: holds no file of a known kind ({', '.join(KINDS)})")
-        return files
+    if not storage.is_folder(given):
+        return named_files(given)
+    files = [path for path in storage.files_of(given) if _kind(path)]
+    if not files:
+        raise DataError(f"{given}: holds no file of a known kind ({', '.join(KINDS)})")
+    return files
+
+
+def named_files(given: str) -> list[str]:
+    """The file of a path, or those that a glob matches, sorted.
+
+    Raises:
+        DataError: there is none; for what may be a dataset's name it says how to write that.
+    """
     if any(char in given for char in "*?["):
         files = storage.files_of(given)
         if not files:

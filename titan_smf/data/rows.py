@@ -14,7 +14,14 @@ from urllib.parse import parse_qsl
 
 from titan_smf import storage
 from titan_smf.data.fields import RowError, parse_json
-from titan_smf.data.raw_text import COMPRESSIONS, HUB_PREFIX, TextOptions, kind_of, load_hub
+from titan_smf.data.raw_text import (
+    COMPRESSIONS,
+    HUB_PREFIX,
+    TextOptions,
+    kind_of,
+    load_hub,
+    named_files,
+)
 from titan_smf.errors import ConfigError, DataError
 
 
@@ -37,7 +44,9 @@ def read_rows(path: str) -> Iterator[Row]:
     if path.startswith(HUB_PREFIX):
         yield from _read_hub(path)
         return
-    for file in _files(path):
+    if storage.is_folder(path):
+        raise DataError(f"{path}: is a folder; name its files, for example {path}/*.jsonl")
+    for file in named_files(path):
         stem, _, ending = file.lower().rpartition(".")
         compressed = ending in COMPRESSIONS
         if (stem if compressed else file.lower()).endswith(".csv"):
@@ -47,20 +56,6 @@ def read_rows(path: str) -> Iterator[Row]:
         if kind == "txt":
             raise DataError(f"{file}: is text without fields; use jsonl, csv or parquet")
         yield from _read_parquet(file) if kind == "parquet" else _read_jsonl(file, compression)
-
-
-def _files(path: str) -> list[str]:
-    if any(char in path for char in "*?["):
-        files = storage.files_of(path)
-        if not files:
-            raise DataError(f"{path}: no file matches")
-        return files
-    if not storage.exists(path):
-        hub = f"; for a dataset of the Hugging Face hub write {HUB_PREFIX}{path}"
-        raise storage.missing(path, hub if path.count("/") == 1 else "")
-    if storage.is_folder(path):
-        raise DataError(f"{path}: is a folder; name its files, for example {path}/*.jsonl")
-    return [path]
 
 
 def _read_jsonl(path: str, compression: str | None) -> Iterator[Row]:
