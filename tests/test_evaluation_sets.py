@@ -133,7 +133,7 @@ def test_a_user_can_bring_templates_and_set_shots_and_limits(tmp_path: Path) -> 
         (EvaluationSet("q.jsonl", name="a/b"), "a name of letters, digits, _, - and ."),
         (EvaluationSet("q.jsonl", kind="choices"), "q.jsonl:1: has no 'ctx', but question, answer"),
         (EvaluationSet("c.jsonl"), "c.jsonl:2: label is '7', not an index of its 2 endings"),
-        (EvaluationSet("marks.jsonl"), "marks.jsonl:1: endings[1] is nothing but marks"),
+        (EvaluationSet("marks.jsonl"), "marks.jsonl:1: answer 2 is nothing but marks"),
         (EvaluationSet("c.jsonl", kind="likelihood"), "c.jsonl:1: question is null, not a text"),
         (EvaluationSet("other.jsonl"), "fields colour, which are those of no known set"),
         ("empty.jsonl", "empty.jsonl: holds no item"),

@@ -1,7 +1,9 @@
 """How likely a model finds the end of a text, given its beginning: answers, and running text."""
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +21,8 @@ from titan_smf.evaluation.templates import Template
 
 MOST_WINDOWS = 1000
 """Sequences of a token set that are read where no limit is given."""
+
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -68,15 +72,34 @@ def negative_log_likelihoods(
     return model.in_rounds(work, lengths, batch_size, what)
 
 
-class AnswerTask(Task):
-    """Questions with their answers as continuations; GSM8K's rows: {"question", "answer"}.
+class LikelihoodTask(Task):
+    """A set whose numbers follow from the likelihoods of continuations."""
 
-    The metric `nll` is over all tokens of all answers, `nll_per_answer` a mean of their sums.
+    texts: list[Continuation]
+
+    def run(
+        self, model: EvaluatedModel, batch_size: int, resamples: int, what: str
+    ) -> Outcome | None:
+        sums = negative_log_likelihoods(model, self.texts, batch_size, what)
+        return None if sums is None else self.outcome(sums, resamples)
+
+    @abstractmethod
+    def outcome(self, sums: Sequence[float], resamples: int) -> Outcome:
+        """What follows from the negative log likelihoods of `texts`."""
+
+
+class RowTask(LikelihoodTask, Generic[Item]):
+    """Rows of which each is a prompt with one or more possible answers.
 
     Raises:
-        DataError: a row is no question with one answer.
+        DataError: a row is not of the form.
         ConfigError: a prompt with its answer is too long.
     """
+
+    form: str
+    """What a row should be, for messages."""
+    measured: ClassVar[dict[str, str]] = {}
+    """How the metrics are computed, for the record."""
 
     def __init__(
         self,
@@ -87,32 +110,53 @@ class AnswerTask(Task):
         tokenizer: Tokenizer,
         max_seq_len: int,
     ) -> None:
-        self.settings = {}
-        self.items: list[dict[str, str]] = []
-        self.texts: list[Continuation] = []
+        self.settings = dict(self.measured)
+        self.items: list[Item] = []
+        self.answers: list[str] = []
+        """Of all items, one after another, as `texts` are."""
+        self.texts = []
         for row in rows:
             fields = {key: value for key, value in row.values.items() if isinstance(value, str)}
             try:
-                item = {key: text_of(row.values.get(key), key) for key in ("question", "answer")}
-                prompt, answer = template.prompt_of(fields, shots), template.answer_of(fields)
+                item, endings = self.read(row.values)
+                prompt = template.prompt_of(fields, shots)
+                answers = [template.answer_of(fields | ending) for ending in endings]
+                for number, answer in enumerate(answers, start=1):
+                    if not answer.strip():
+                        raise RowError(f"answer {number} is nothing but marks that are left out")
             except (RowError, DataError) as error:
-                form = 'an item is {"question": text, "answer": text}'
-                raise DataError(f"{row.where}: {error}; {form}") from error
+                raise DataError(f"{row.where}: {error}; {self.form}") from error
             self.items.append(item)
-            self.texts.append(continuation(tokenizer, prompt, answer))
+            self.answers += answers
+            self.texts += [continuation(tokenizer, prompt, answer) for answer in answers]
         lengths = (len(text.tokens) - 1 for text in self.texts)
-        check_lengths(lengths, max_seq_len, f"an answer of {name} with its question")
+        check_lengths(lengths, max_seq_len, f"an item of {name} with its answer")
 
     @property
     def count(self) -> int:
         return len(self.items)
 
-    def run(
-        self, model: EvaluatedModel, batch_size: int, resamples: int, what: str
-    ) -> Outcome | None:
-        sums = negative_log_likelihoods(model, self.texts, batch_size, what)
-        if sums is None:
-            return None
+    @abstractmethod
+    def read(self, row: dict[str, Any]) -> tuple[Item, list[dict[str, str]]]:
+        """The item, and for each of its answers the fields that the template has beside the row's.
+
+        Raises:
+            RowError: the row is no item.
+        """
+
+
+class AnswerTask(RowTask[dict[str, str]]):
+    """Questions with their answers as continuations; GSM8K's rows: {"question", "answer"}.
+
+    The metric `nll` is over all tokens of all answers, `nll_per_answer` a mean of their sums.
+    """
+
+    form = 'an item is {"question": text, "answer": text}'
+
+    def read(self, row: dict[str, Any]) -> tuple[dict[str, str], list[dict[str, str]]]:
+        return {key: text_of(row.get(key), key) for key in ("question", "answer")}, [{}]
+
+    def outcome(self, sums: Sequence[float], resamples: int) -> Outcome:
         sizes = [text.num_predicted for text in self.texts]
         predictions = [
             {**item, "nll": round(nll / size, 4), "tokens": size}
@@ -125,7 +169,7 @@ class AnswerTask(Task):
         return Outcome(metrics, predictions)
 
 
-class TokenTask(Task):
+class TokenTask(LikelihoodTask):
     """Sequences spread evenly over token shards, as the validation loss takes them.
 
     Args:
@@ -153,11 +197,6 @@ class TokenTask(Task):
     def count(self) -> int:
         return len(self.texts)
 
-    def run(
-        self, model: EvaluatedModel, batch_size: int, resamples: int, what: str
-    ) -> Outcome | None:
-        sums = negative_log_likelihoods(model, self.texts, batch_size, what)
-        if sums is None:
-            return None
+    def outcome(self, sums: Sequence[float], resamples: int) -> Outcome:
         sizes = [text.num_predicted for text in self.texts]
         return Outcome({"loss": estimate(sums, sizes, resamples)}, [])
