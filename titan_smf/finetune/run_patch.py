@@ -73,7 +73,7 @@ class RunPatch:
     def save(self, step: int) -> None:
         """Write the patch from the base to the model after a step. Collective.
 
-        Needs memory for the changed rows of all ranks on rank 0, twice.
+        Needs two and a half times the memory of the patch on rank 0.
         """
         if self.replicate_group is not None and dist.get_rank(self.replicate_group) != 0:
             return

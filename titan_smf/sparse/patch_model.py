@@ -66,26 +66,42 @@ def patch_of_model(
         lineage: the runs that led from the base to here, oldest first.
     """
     tables = value_tables(model)
-    num_slots, group = tables[0].num_slots, tables[0].group
-    ids, old, new = [], [], []
-    for index, (table, (rows, base_rows)) in enumerate(zip(tables, changed, strict=True)):
+    num_slots = tables[0].num_slots
+    parts = []
+    for index, (table, (rows, old)) in enumerate(zip(tables, changed, strict=True)):
         values = table.local_values()
-        ids.append(rows.cpu() + index * num_slots)
-        old.append(base_rows.to(values.dtype).cpu())
-        new.append(values[rows.to(values.device) - table.row_range[0]].cpu())
-    mine = torch.cat(ids), torch.cat(old), torch.cat(new)
-    parts: list[tuple[Tensor, Tensor, Tensor]] = [mine]
-    if group is not None:
-        parts *= dist.get_world_size(group)
-        is_first = dist.get_rank(group) == 0
-        dist.gather_object(mine, parts if is_first else None, group=group, group_dst=0)
+        new = values[rows.to(values.device) - table.row_range[0]]
+        of_table = (rows + index * num_slots, old.to(values.dtype), new)
+        parts.append([_on_first_rank(tensor, table.group) for tensor in of_table])
     if dist.is_initialized() and dist.get_rank() != 0:
         return None
-    whole_ids, whole_old, whole_new = (torch.cat(part) for part in zip(*parts, strict=True))
-    whole_ids, order = whole_ids.sort()
-    return make_patch(
-        whole_ids, whole_old[order], whole_new[order], base, num_slots, len(tables), lineage
-    )
+    ids, old, new = map(torch.cat, zip(*parts, strict=True))
+    del parts  # which are as large again
+    return make_patch(ids, old, new, base, num_slots, len(tables), lineage)
+
+
+def _on_first_rank(rows: Tensor, group: dist.ProcessGroup | None) -> Tensor:
+    """The rows of all ranks of a group, in the order of the ranks, on the CPU of its first one.
+
+    None of them elsewhere.
+    """
+    if group is None:
+        return rows.cpu()
+    counts = [0] * dist.get_world_size(group)
+    dist.all_gather_object(counts, len(rows), group=group)
+    if dist.get_rank(group) != 0:
+        if len(rows):
+            dist.send(rows.contiguous(), group=group, group_dst=0)
+        return rows[:0]
+    whole = torch.empty(sum(counts), *rows.shape[1:], dtype=rows.dtype)
+    for source, part in enumerate(whole.split(counts)):
+        if source == 0:
+            part.copy_(rows)
+        elif len(part):
+            received = torch.empty_like(part, device=rows.device)
+            dist.recv(received, group=group, group_src=source)
+            part.copy_(received)
+    return whole
 
 
 def value_tables(model: nn.Module) -> list[ValueTable]:
