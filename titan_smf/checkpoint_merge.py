@@ -10,7 +10,7 @@ import torch
 from titan_smf.checkpoint import STATE, commit, find_checkpoint, write_json
 from titan_smf.errors import CheckpointError
 from titan_smf.finetune.lora import merged_weight
-from titan_smf.finetune.peft_format import StoredAdapters, load_adapters
+from titan_smf.finetune.peft_format import BASE_FILE, StoredAdapters, load_adapters
 from titan_smf.sparse.fingerprint import RowBytes, bytes_of_rows
 from titan_smf.stored_weights import WEIGHTS, Report, RowNumbers, StoredWeights
 
@@ -23,7 +23,8 @@ def merge_adapters(base: Path, adapters: Path, output: Path, report: Report) -> 
 
     Args:
         base: a `step-N` folder, or a run's for its newest checkpoint.
-        adapters: a folder with the two files of PEFT, as a run with method "lora" leaves them.
+        adapters: a folder with the two files of PEFT, as a run with method "lora" leaves them. What
+            such a run says of its base must be so.
         output: a new folder.
 
     Raises:
@@ -39,6 +40,7 @@ def merge_adapters(base: Path, adapters: Path, output: Path, report: Report) -> 
     model = weights.state["identity"]["weights"]["model"]
     found = load_adapters(adapters, model["n_heads"], model["n_kv_heads"])
     _check_fit(weights, found, adapters)
+    _check_base(weights, found, adapters, report)
     staging = output.parent / f".staging-{output.name}"
     try:
         shutil.rmtree(staging, ignore_errors=True)
@@ -83,3 +85,14 @@ def _check_fit(weights: StoredWeights, adapters: StoredAdapters, folder: Path) -
                 f"{folder}: the adapter of {name} does not fit the weights in {weights.path}; give "
                 "the base that it was learned beside"
             )
+
+
+def _check_base(
+    weights: StoredWeights, adapters: StoredAdapters, folder: Path, report: Report
+) -> None:
+    if adapters.base and (found := weights.fingerprint(report)) != adapters.base:
+        raise CheckpointError(
+            f"{folder}: the adapters were learned beside other weights: their fingerprint is "
+            f"{adapters.base}, that of {weights.path} is {found}; give the base of that run, or "
+            f"remove {folder / BASE_FILE} to merge them all the same"
+        )

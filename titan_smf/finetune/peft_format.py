@@ -10,6 +10,8 @@ Its rotary embedding turns the rows i and i + E/2 of a head of size E together, 
 rows 2i and 2i + 1. So the rows of a B of queries or keys change places here, as the rows of these
 weights do where a Llama is converted. A dense model with its adapters and a converted base with the
 file give the same logits; for a memory model PEFT has no base.
+
+`adapter_base.json`, which PEFT does not read, has the fingerprint of the weights of their base.
 """
 
 import json
@@ -26,9 +28,11 @@ from titan_smf import storage
 from titan_smf.config_sections import Lora
 from titan_smf.errors import CheckpointError
 from titan_smf.finetune.lora import LoraLlama, adapters
+from titan_smf.sparse.fingerprint import model_fingerprint
 
 ADAPTER_FILE = "adapter_model.safetensors"
 CONFIG_FILE = "adapter_config.json"
+BASE_FILE = "adapter_base.json"
 
 _PREFIX = "base_model.model.model."
 _NAMES = {
@@ -54,9 +58,12 @@ class StoredAdapters:
     pairs: dict[str, tuple[Tensor, Tensor]]
     """By the map's name, as `layers.3.attention.wq`: A (rank, in) and B (out, rank)."""
 
+    base: str
+    """Fingerprint of the weights that they were learned beside; empty if they do not say."""
+
 
 def save_adapters(model: LoraLlama, lora: Lora, base: str | None, folder: Path) -> None:
-    """Write both files into `folder`. Collective; rank 0 writes, and holds all adapters on its CPU.
+    """Write the files into `folder`. Collective; rank 0 writes, and holds all adapters on its CPU.
 
     Args:
         base: where the base's weights came from, for the reader's information.
@@ -72,6 +79,7 @@ def save_adapters(model: LoraLlama, lora: Lora, base: str | None, folder: Path) 
             tensors[f"{key}.lora_A.weight"] = A.cpu().contiguous()
             tensors[f"{key}.lora_B.weight"] = _to_halves(B.cpu(), heads).contiguous()
             names.add(_NAMES[name].partition(".")[2])
+    fingerprint = model_fingerprint(model)
     if dist.get_rank() != 0:
         return
     config = {
@@ -87,7 +95,8 @@ def save_adapters(model: LoraLlama, lora: Lora, base: str | None, folder: Path) 
     }
     content = safetensors.torch.save(tensors, {"format": "pt"})
     storage.write_bytes(str(folder / ADAPTER_FILE), content)
-    storage.write_bytes(str(folder / CONFIG_FILE), json.dumps(config, indent=2).encode())
+    for file, values in ((CONFIG_FILE, config), (BASE_FILE, {"fingerprint": fingerprint})):
+        storage.write_bytes(str(folder / file), json.dumps(values, indent=2).encode())
 
 
 def load_adapters(folder: Path, n_heads: int, n_kv_heads: int | None) -> StoredAdapters:
@@ -100,6 +109,8 @@ def load_adapters(folder: Path, n_heads: int, n_kv_heads: int | None) -> StoredA
         config = json.loads((folder / CONFIG_FILE).read_text())
         tensors = safetensors.torch.load_file(folder / ADAPTER_FILE)
         rank, alpha = config["r"], config["lora_alpha"]
+        known = folder / BASE_FILE
+        base = json.loads(known.read_text())["fingerprint"] if known.is_file() else ""
     except FileNotFoundError as error:
         allowed = "give the folder of a run with finetune.method lora"
         raise CheckpointError(f"{error.filename or folder}: no adapters there; {allowed}") from None
@@ -123,7 +134,7 @@ def load_adapters(folder: Path, n_heads: int, n_kv_heads: int | None) -> StoredA
         pairs[f"{block}.{ours[theirs]}"] = tensors.pop(key), _to_pairs(B, heads)
     if tensors:
         raise CheckpointError(f"{folder}: {sorted(tensors)[0]} is no part of an adapter")
-    return StoredAdapters(alpha / rank, pairs)
+    return StoredAdapters(alpha / rank, pairs, base)
 
 
 def _split(name: str) -> tuple[str, str]:
