@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_training import SHORT, arguments, metrics
+from test_training import ROOT, SHORT, arguments, metrics
 
 from titan_smf.model.value_table import ValueTable
 
@@ -26,7 +26,7 @@ def test_lookup_and_gradients_are_the_cpus(dtype: torch.dtype, rounding: float) 
     for device in ("cpu", "cuda"):
         table = ValueTable(N, V, dtype).to(device)
         table.init_weights(seed=0)
-        of_device = weights.to(device).requires_grad_()
+        of_device = weights.clone().to(device).requires_grad_()  # a leaf on both
         output, accesses = table(slots.to(device), of_device, counted.to(device))
         output.backward(upstream.to(device))
         assert table.values.grad is not None
@@ -36,17 +36,25 @@ def test_lookup_and_gradients_are_the_cpus(dtype: torch.dtype, rounding: float) 
         torch.testing.assert_close(on_gpu.cpu(), on_cpu, rtol=rounding, atol=rounding)
 
 
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_training_gives_the_cpus_losses(precision: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "precision", "rounding"),
+    [
+        ("debug_pretrain", "float32", 1e-3),
+        ("debug_pretrain", "bfloat16", 0.05),
+        ("debug_sparse_ft", "float32", 0.01),  # a slot at the border may be another
+    ],
+)
+def test_training_gives_the_cpus_losses(
+    name: str, precision: str, rounding: float, tmp_path: Path
+) -> None:
     for device, visible in (("cpu", ""), ("gpu", os.environ.get("CUDA_VISIBLE_DEVICES", "0"))):
         settings = SHORT | {"training.mixed_precision_param": precision}
-        words = arguments(tmp_path / device, settings)
+        words = arguments(tmp_path / device, settings, ROOT / f"train_configs/{name}.toml")
         subprocess.run(
             [sys.executable, "-m", "titan_smf.train", *words],
             env=os.environ | {"CUDA_VISIBLE_DEVICES": visible},
             check=True,
             timeout=300,
         )
-    rounding = 0.05 if precision == "bfloat16" else 1e-3
     on_cpu = metrics(tmp_path / "cpu")
     assert metrics(tmp_path / "gpu") == pytest.approx(on_cpu, abs=rounding)
