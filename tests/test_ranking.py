@@ -209,7 +209,7 @@ def check_nothing_touched(mesh: DeviceMesh) -> None:
     for ranking in RANKINGS:
         got = select(none, ranking, 5, shards, 1, SEED, background_of(OwnedSlots(N, 0, 0)))
         assert rows_of(got) == []
-        assert (got.total, selected_access_share(got), overlap(got, got)) == (0, 0, 0)
+        assert (got.total, selected_access_share(got), overlap(got.ids, got.ids)) == (0, 0, 0)
 
 
 class Sizes(TorchDispatchMode):
@@ -351,7 +351,7 @@ def test_share_and_overlap() -> None:
     two, three = (select(touched, "tf", t, None, 0, 0) for t in (2, 3))
     assert two.ids.tolist() == [2, 9]
     assert selected_access_share(two) == 7 / 8
-    assert (overlap(two, three), overlap(three, two)) == (1, 2 / 3)
+    assert (overlap(two.ids, three.ids), overlap(three.ids, two.ids)) == (1, 2 / 3)
 
 
 def test_touched_slots_count_int32_and_int64_ids() -> None:

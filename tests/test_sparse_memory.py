@@ -331,6 +331,7 @@ def check_resumed(run: Path, straight: Path, base: Path) -> Patch:
     assert selections(run) == selections(straight)
     assert metrics(run) == pytest.approx(metrics(straight), rel=0, abs=1e-10)
     assert metrics(run, "sparse/distinct_rows") == distinct_rows(straight)
+    assert metrics(run, "sparse/overlap") == metrics(straight, "sparse/overlap")
     patch, whole = check_own_patch(run, base), load_patch(str(straight / "patch.safetensors"))
     assert patch.metadata.base == whole.metadata.base
     assert torch.equal(patch.ids, whole.ids)

@@ -150,10 +150,11 @@ class Checkpointer:
         """
         path = self.folder / f"step-{step}"
         state = open_checkpoint(path, self.identity)
-        if self.states and not state["states"]:
+        if lacking := sorted(self.states.keys() - state["states"].keys()):
+            held = f"lacks the state of {lacking[0]}" if state["states"] else "holds weights alone"
             raise CheckpointError(
-                f"{path}: holds weights alone, no run can go on from there; start one from them "
-                "by checkpoint.initial_load_path"
+                f"{path}: {held}, no run can go on from there; start one from its weights by "
+                "checkpoint.initial_load_path"
             )
         _read(path, self._tensors())
         if self.rank_files is not None:

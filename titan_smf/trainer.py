@@ -119,7 +119,7 @@ class Trainer(torchtitan.train.Trainer):
         if self.sparse_memory is not None:
             optimizers = self.sparse_memory.optimizers
             self.patch = RunPatch(model, optimizers, self.folder, self.replicate_group)
-            states["patch"] = self.patch
+            states |= {"patch": self.patch, "selection": self.sparse_memory}
         self.checkpoints = Checkpointer(
             self.folder / job_config.checkpoint.folder,
             model,

@@ -17,6 +17,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import safetensors
 import safetensors.torch
 import torch
 import torch.distributed as dist
@@ -117,7 +118,8 @@ class SparseMemory:
         self.loss_fn = loss_fn
         self.context = context
         self.owned = owned_slots(model)
-        self.previous: Selection | None = None
+        self.previous: Tensor | None = None
+        """Ids of the slots that the step before selected."""
         self.log = folder / SELECTIONS_FILE if self.settings.log else None
 
     def step(
@@ -162,12 +164,25 @@ class SparseMemory:
         for table, optimizer in enumerate(self.optimizers):
             files = sorted(folder.glob(f"rows-{table}-*{ROWS_SUFFIX}"))
             try:
-                optimizer.load_state_tensors(map(safetensors.torch.load_file, files))
+                optimizer.load_state_tensors(
+                    _read_rows(file, *self.tables[table].row_range) for file in files
+                )
             except ValueError as error:
                 raise CheckpointError(
                     f"{folder}: {error}; go on with the optimizer.name of that run, or start a new "
                     "one from its weights by checkpoint.initial_load_path"
                 ) from None
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the last step selected."""
+        return {"selected": None if self.previous is None else self.previous.tolist()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on after the last step of the run that was saved."""
+        device = self.tables[0].local_values().device
+        selected = state_dict["selected"]
+        if selected is not None:
+            self.previous = torch.tensor(selected, dtype=torch.int64, device=device)
 
     @torch.no_grad()
     def _find_accesses(self, batches: Sequence[MicroBatch]) -> tuple[list[Addressed], list[Tensor]]:
@@ -212,7 +227,7 @@ class SparseMemory:
         ]
 
     def _metrics(self, selection: Selection, step: int) -> dict[str, float]:
-        previous, self.previous = self.previous, selection
+        previous, self.previous = self.previous, selection.ids
         if self.log is not None and dist.get_rank() == 0:
             line = {
                 "step": step,
@@ -230,7 +245,7 @@ class SparseMemory:
             "numbers_updated": float(len(selection.ids) * self.tables[0].values.shape[1]),
         }
         if previous is not None:
-            values["sparse/overlap"] = overlap(selection, previous)
+            values["sparse/overlap"] = overlap(selection.ids, previous)
         return values
 
     def _distinct_rows(self) -> int:
@@ -240,6 +255,14 @@ class SparseMemory:
         if self.shard_group is not None:
             dist.all_reduce(everywhere, group=self.shard_group)
         return int(everywhere.item())
+
+
+def _read_rows(file: Path, start: int, stop: int) -> dict[str, Tensor]:
+    """The entries of a file of rows for `start <= row < stop`, reading no others."""
+    with safetensors.safe_open(file, "pt") as stored:
+        rows = stored.get_tensor("rows")
+        first, end = torch.searchsorted(rows, torch.tensor([start, stop])).tolist()
+        return {name: stored.get_slice(name)[first:end] for name in stored.keys()}  # noqa: SIM118
 
 
 def owned_slots(model: MemoryLlama) -> OwnedSlots:

@@ -201,10 +201,9 @@ def selected_access_share(selection: Selection) -> float:
     return int(selection.counts.sum()) / max(selection.total, 1)
 
 
-def overlap(selection: Selection, previous: Selection) -> float:
+def overlap(ids: Tensor, previous: Tensor) -> float:
     """Returns the share of the selected slots that the previous step had selected too."""
-    again = torch.isin(selection.ids, previous.ids).sum()
-    return int(again) / max(len(selection.ids), 1)
+    return int(torch.isin(ids, previous).sum()) / max(len(ids), 1)
 
 
 def _scores(
