@@ -1,13 +1,12 @@
 """Adapters folded into the weights that they were learned beside: a checkpoint without adapters."""
 
-import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from titan_smf.checkpoint import STATE, commit, find_checkpoint, write_json
+from titan_smf.checkpoint import find_checkpoint
 from titan_smf.errors import CheckpointError
 from titan_smf.finetune.lora import merged_weight
 from titan_smf.finetune.peft_format import BASE_FILE, StoredAdapters, load_adapters
@@ -41,17 +40,7 @@ def merge_adapters(base: Path, adapters: Path, output: Path, report: Report) -> 
     found = load_adapters(adapters, model["n_heads"], model["n_kv_heads"])
     _check_fit(weights, found, adapters)
     _check_base(weights, found, adapters, report)
-    staging = output.parent / f".staging-{output.name}"
-    try:
-        shutil.rmtree(staging, ignore_errors=True)
-        staging.mkdir(parents=True)
-        weights.copy(staging, _Merged(weights, found), report)
-        write_json(staging / STATE, weights.state | {"states": {}, "merged": str(adapters)})
-        commit(staging, output)
-    except OSError as error:
-        raise CheckpointError(f"{output}: cannot be written: {error}") from None
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+    weights.write(output, _Merged(weights, found), {"merged": str(adapters)}, report)
     report(f"{output}: weights of {weights.path} with {len(found.pairs)} adapters of {adapters}")
 
 

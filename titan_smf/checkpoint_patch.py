@@ -10,13 +10,12 @@ from: runs start from it on any number of ranks (`checkpoint.initial_load_path`)
 
 import dataclasses
 import itertools
-import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
 
-from titan_smf.checkpoint import STATE, commit, find_checkpoint, write_json
+from titan_smf.checkpoint import find_checkpoint
 from titan_smf.errors import CheckpointError, PatchError
 from titan_smf.sparse.fingerprint import RowBytes, bytes_of_rows, table_name
 from titan_smf.sparse.patch import (
@@ -109,19 +108,9 @@ def _write_patched(source: Path, patch: Patch, output: Path, report: Report) -> 
         old_here = _values(tensor.rows(numbers), tensor.dtype)
         check_old_rows(old_here, old, slots, f"{weights.path}: {name}")
         changes[name] = numbers, bytes_of_rows(new)
-    staging = output.parent / f".staging-{output.name}"
-    try:
-        shutil.rmtree(staging, ignore_errors=True)
-        staging.mkdir(parents=True)
-        weights.copy(staging, changes, report)
-        about = dataclasses.asdict(patch.metadata)
-        patched = {name: about[name] for name in ("base", "result", "lineage")}
-        write_json(staging / STATE, weights.state | {"states": {}, "patched": patched})
-        commit(staging, output)
-    except OSError as error:
-        raise PatchError(f"{output}: cannot be written: {error}") from None
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+    about = dataclasses.asdict(patch.metadata)
+    patched = {name: about[name] for name in ("base", "result", "lineage")}
+    weights.write(output, changes, {"patched": patched}, report)
     report(f"{output}: weights {patch.metadata.result}, from {weights.path}")
 
 

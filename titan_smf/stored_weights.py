@@ -10,6 +10,7 @@ bytes of each tensor; where it stands in the whole one), the tensors' bytes with
 import json
 import math
 import os
+import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -20,7 +21,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from titan_smf.checkpoint import open_checkpoint
+from titan_smf.checkpoint import STATE, commit, open_checkpoint, write_json
+from titan_smf.errors import CheckpointError
 from titan_smf.sparse.fingerprint import (
     RowBytes,
     fingerprint_text,
@@ -172,16 +174,42 @@ class StoredWeights:
                 progress.add(rows.nbytes)
         return fingerprint_text(total)
 
-    def copy(
-        self, folder: Path, changes: Mapping[str, tuple[RowNumbers, RowBytes]], report: Report
+    def write(
+        self,
+        output: Path,
+        changes: Mapping[str, tuple[RowNumbers, RowBytes]],
+        about: dict[str, Any],
+        report: Report,
     ) -> None:
-        """Writes the weights into a folder, shard by shard, with some rows changed.
+        """Writes the weights with some rows changed, as a committed checkpoint or not at all.
+
+        It has the shards of this one: runs start from it on any number of ranks, none goes on.
 
         Args:
-            folder: exists.
+            output: a new folder.
             changes: by tensor the numbers of rows and their new bytes. These tensors are split by
                 rows alone.
+            about: what its `state.json` says beside what is said here.
+
+        Raises:
+            CheckpointError: it cannot be written.
         """
+        staging = output.parent / f".staging-{output.name}"
+        try:
+            shutil.rmtree(staging, ignore_errors=True)
+            staging.mkdir(parents=True)
+            self._copy(staging, changes, report)
+            write_json(staging / STATE, self.state | {"states": {}} | about)
+            commit(staging, output)
+        except OSError as error:
+            raise CheckpointError(f"{output}: cannot be written: {error}") from None
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+
+    def _copy(
+        self, folder: Path, changes: Mapping[str, tuple[RowNumbers, RowBytes]], report: Report
+    ) -> None:
+        """Writes the shards into a folder that exists."""
         progress = Progress(f"{folder}: writing", self.num_bytes, report)
         for shard in self.shards:
             header, data = _read_header(shard)

@@ -11,7 +11,7 @@ txt and jsonl may be compressed (.gz, .zst). Paths may be globs, folders and fss
 import functools
 import io
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, BinaryIO, NamedTuple
 
@@ -302,20 +302,26 @@ def load_hub(name: str, options: TextOptions) -> Any:
 def _read_hub(piece: Piece, options: TextOptions) -> Iterator[str | Rejected]:
     """One file of a hub dataset."""
     dataset = load_hub(piece.path, options)
-    rows = iter(dataset.shard(num_shards=dataset.num_shards, index=piece.start))
+    rows = dataset.shard(num_shards=dataset.num_shards, index=piece.start)
     where = f"{piece.path}: file {piece.start + 1} of {dataset.num_shards}"
-    row = 0
-    while True:
-        try:
-            value = next(rows)
-        except StopIteration:
-            return
-        except Exception as error:
-            raise DataError(f"{where}: cannot be read after row {row}: {error}") from error
-        row += 1
+    for row, value in numbered(rows, where):
         try:
             document = _text_of(value, options.field)
         except RowError as error:
             yield Rejected(f"{where}, row {row}", str(error))
         else:
             yield document
+
+
+def numbered(rows: Iterable[dict[str, Any]], where: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The rows of a hub dataset, counted from 1.
+
+    Raises:
+        DataError: one cannot be had.
+    """
+    row = 0
+    try:
+        for row, values in enumerate(rows, start=1):
+            yield row, values
+    except Exception as error:  # the hub's client raises many kinds
+        raise DataError(f"{where}: cannot be read after row {row}: {error}") from error

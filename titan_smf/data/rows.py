@@ -21,6 +21,7 @@ from titan_smf.data.raw_text import (
     kind_of,
     load_hub,
     named_files,
+    numbered,
 )
 from titan_smf.errors import ConfigError, DataError
 
@@ -109,14 +110,5 @@ def _read_hub(path: str) -> Iterator[Row]:
     options = TextOptions(
         hub_config=settings.get("config", ""), hub_split=settings.get("split", "validation")
     )
-    rows = iter(load_hub(name, options))
-    number = 0
-    while True:
-        try:
-            values = next(rows)
-        except StopIteration:
-            return
-        except Exception as error:  # the hub's client raises many kinds
-            raise DataError(f"{path}: cannot be read after row {number}: {error}") from error
-        number += 1
+    for number, values in numbered(load_hub(name, options), path):
         yield Row(f"{path}: row {number}", values)
