@@ -59,7 +59,7 @@ launch() {
   while kill -0 "$step" 2>/dev/null; do
     wait "$step" && code=0 || code=$?
   done
-  if [ "$stopping" = 1 ]; then
+  if [ "$stopping" = 1 ] && [ "$code" != 0 ]; then  # 0: it was at its end all the same
     echo "stopped ahead of the time limit; requeued to go on from the last checkpoint"
     scontrol requeue "$SLURM_JOB_ID"
   fi
