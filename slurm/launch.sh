@@ -45,6 +45,8 @@ launch() {
   export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-240}
   export TORCH_CPP_LOG_LEVEL=${TORCH_CPP_LOG_LEVEL:-ERROR}  # no stack dumps at rendezvous shutdown
   export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
+  # SLURM sends USR1 ahead of the time limit to this shell only: pass it on as a stop request.
+  trap 'stopping=1; scancel --signal=TERM "$SLURM_JOB_ID.0" || true' USR1
   srun --kill-on-bad-exit=1 torchrun \
     --nnodes "$SLURM_JOB_NUM_NODES" \
     --nproc_per_node "$(processes_per_node)" \
@@ -53,12 +55,10 @@ launch() {
     --rdzv_id "$SLURM_JOB_ID-${SLURM_RESTART_COUNT:-0}" \
     "${program[@]}" "$@" &
   local step=$!
-
-  # SLURM sends USR1 ahead of the time limit to this shell only: pass it on as a stop request.
-  trap 'stopping=1; scancel --signal=TERM "$SLURM_JOB_ID.0"' USR1
   while kill -0 "$step" 2>/dev/null; do
-    wait "$step" && code=0 || code=$?
+    wait "$step" || true # a signal ends the wait, not the step
   done
+  wait "$step" || code=$?
   if [ "$stopping" = 1 ] && [ "$code" != 0 ]; then  # 0: it was at its end all the same
     echo "stopped ahead of the time limit; requeued to go on from the last checkpoint"
     scontrol requeue "$SLURM_JOB_ID"
