@@ -207,7 +207,7 @@ def test_arms_are_chosen_by_name_or_group(tmp_path: Path) -> None:
         plan_of(tmp_path, "--reproduce.arms", "full, dense")
     message = str(error.value)
     assert message.startswith("command line: reproduce.arms: got 'full'; allowed: groups of arms,")
-    assert "core, dense; or names, sparse memory; full, dense. With commas" in message
+    assert "core, dense; or names, as full, dense. With commas" in message
     words = shlex.split(message[message.index("--reproduce.arms") :])
     assert [arm.name for arm in plan_of(tmp_path, *words).arms] == ["full, dense"]
 

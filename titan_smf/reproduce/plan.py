@@ -15,6 +15,7 @@ its phase before it: `--pretrain.training.steps 100`.
 """
 
 import dataclasses
+import difflib
 import json
 import math
 import re
@@ -233,10 +234,11 @@ def _chosen(arms: Sequence[Arm], names: Sequence[str], source: str) -> Iterator[
     groups = sorted({arm.group for arm in arms})
     known = [arm.name for arm in arms]
     if unknown := [name for name in names if name not in (*groups, *known)]:
-        example = json.dumps([next((name for name in known if "," in name), known[0])])
+        near = [name for name in known if unknown[0] in name]
+        near = near[:3] or difflib.get_close_matches(unknown[0], known, n=3, cutoff=0)
         allowed = (
-            f"groups of arms, {', '.join(groups)}; or names, {'; '.join(known)}. With commas in a "
-            f"name: --reproduce.arms '{example}'"
+            f"groups of arms, {', '.join(groups)}; or names, as {'; '.join(near)}. With commas in "
+            f"a name: --reproduce.arms '{json.dumps(near[:1])}'"
         )
         raise ConfigError("reproduce.arms", unknown[0], allowed, source)
     yield from (arm for arm in arms if not names or {arm.name, arm.group} & set(names))
