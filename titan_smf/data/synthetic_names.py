@@ -1,5 +1,6 @@
 """The names of the synthetic world: how they are made up, and how alike two of them are."""
 
+import functools
 import random
 from collections.abc import Iterable, MutableSequence, Sequence
 from typing import Any, TypeVar
@@ -84,12 +85,14 @@ def similarity(one: str, other: str) -> float:
     Names that share a given name, a word or syllables share letter pairs. Case does not matter.
     """
     first, second = _letter_pairs(one), _letter_pairs(other)
-    return len(first & second) / max(1, len(first | second))
+    shared = len(first & second)
+    return shared / max(1, len(first) + len(second) - shared)
 
 
-def _letter_pairs(name: str) -> set[str]:
+@functools.lru_cache(1 << 16)  # each name is compared with many
+def _letter_pairs(name: str) -> frozenset[str]:
     words_of_name = name.lower().split()
-    return {word[i : i + 2] for word in words_of_name for i in range(len(word) - 1)}
+    return frozenset(word[i : i + 2] for word in words_of_name for i in range(len(word) - 1))
 
 
 def nearest(name: str, others: Iterable[str]) -> float:
