@@ -7,8 +7,9 @@
 The file names the models to begin with, the methods, their rates and the seeds (plan.py of
 titan_smf/reproduce says how). All runs in one process group; what is complete is not run again, so
 the same command goes on after a stop. Processes may share the work by seeds, `--reproduce.seeds 1`,
-or by arms, `--reproduce.arms core` (names with commas: `'["a, b", "c"]'`); the command without
-these then reports on all of it. Settings of a phase: `--pretrain.training.steps 100`.
+and once the models are there by arms, `--reproduce.arms core` (names with commas:
+`'["a, b", "c"]'`); the command without these then reports on all of it. Settings of a phase:
+`--pretrain.training.steps 100`.
 
 At the end there is a report for each group of arms in `reproduce.folder`, on the seeds and arms of
 this call. Exit codes: 0 done, 2 a mistake, 75 stopped.
