@@ -147,8 +147,8 @@ def read_plan(argv: Sequence[str]) -> Plan:
         raise ConfigError("job.config", None, "a plan, such as train_configs/reproduce_cpu.toml")
     tables = read_tables(path)
     if not tables.get("arms"):
-        allowed = "one table [[arms]] or more, as in the plan train_configs/demo.toml"
-        raise ConfigError("arms", [], allowed, path)
+        needed = "one table [[arms]] or more, as in the plan train_configs/demo.toml"
+        raise ConfigError("arms", [], needed, path)
     bases = _bases(tables.pop("bases", {}), settings, path)
     arms = tables.pop("arms")
     values = dict(flatten(tables, "", allowed, path)) | overrides
