@@ -385,7 +385,14 @@ def test_an_interrupted_run_says_how_to_go_on(asked: Callable[..., list[str]]) -
 
     with chat_server(slowly) as server:
         command = [sys.executable, str(TOOL), *asked(server.url, "--yes", "--concurrency", "2")]
-        tool = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        tool = subprocess.Popen(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            # A shell's background jobs ignore SIGINT, and so would what they start.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        )
         while len(server.bodies) < 4:
             assert tool.poll() is None
             time.sleep(0.01)
