@@ -198,11 +198,11 @@ def _arms(
             allowed = "finetune.method among the settings: what learns"
             raise ConfigError(f"{key}.settings", list(own), allowed, path)
         rate, rates = dict(zip(arm.rate, factors, strict=True)), tuple(arm.rates)
-        yield Arm(arm.name, arm.group, arm.base, rate, rates, own, arm.tune)
+        plain = Arm(arm.name, arm.group, arm.base, rate, rates, own, arm.tune)
+        yield plain
         if arm.replay:
-            name, settings_too = arm.name + WITH_REPLAY, replay | own
-            group = f"{arm.group} replay"
-            yield Arm(name, group, arm.base, rate, rates, settings_too, arm.tune)
+            name, group = arm.name + WITH_REPLAY, f"{arm.group} replay"
+            yield dataclasses.replace(plain, name=name, group=group, settings=replay | own)
 
 
 def _positive(numbers: Sequence[float]) -> bool:
