@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_training import ROOT, SHORT, arguments, metrics
 
+from tests.training.test_training import ROOT, SHORT, arguments, metrics
 from titan_smf.model.value_table import ValueTable
 
 pytestmark = pytest.mark.gpu

@@ -1,22 +1,14 @@
-"""Start-up of every entry point: torchtitan on any device, ranks, logging, stop requests, exits.
+"""What every process of a run shares: ranks, logging, stop requests, exit codes."""
 
-torchtitan 0.2.2 expects an accelerator and triton at import time. `prepare_torchtitan` makes it
-importable on a machine without either and must run before anything else imports torchtitan.
-"""
-
-import importlib
-import importlib.util
 import logging
 import os
-import platform
 import signal
 import socket
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from types import FrameType, ModuleType
+from collections.abc import Callable, Sequence
+from types import FrameType
 from typing import Any, NoReturn
 
 import torch
@@ -29,79 +21,11 @@ EXIT_STOPPED = 75  # EX_TEMPFAIL of sysexits.h: a checkpoint was saved, start ag
 logger = logging.getLogger("titan_smf")
 
 
-class _CPUDevice:
-    """The calls that torchtitan makes on a device module, answered for the CPU.
-
-    "Device memory" is the resident memory of this process, in bytes.
-    """
-
-    def set_device(self, device: object) -> None: ...
-    def synchronize(self) -> None: ...
-    def empty_cache(self) -> None: ...
-    def reset_peak_memory_stats(self) -> None: ...
-
-    def current_device(self) -> int:
-        return 0
-
-    def device_count(self) -> int:
-        return os.cpu_count() or 1
-
-    def get_device_name(self, device: object = None) -> str:
-        return platform.processor() or platform.machine()
-
-    def get_device_properties(self, device: object = None) -> Any:
-        class Properties:
-            total_memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-
-        return Properties
-
-    def memory_stats(self, device: object = None) -> dict[str, int]:
-        peak = peak_resident_bytes()
-        return {"active_bytes.all.peak": peak, "reserved_bytes.all.peak": peak}
-
-
 def peak_resident_bytes() -> int:
     """The largest resident memory this process has had, in bytes."""
     import resource
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-@contextmanager
-def _cpu_answers() -> Iterator[None]:
-    """Let torch name the CPU as the available device, with a module that torchtitan can use."""
-    import torch._utils as torch_utils
-
-    saved = torch_utils._get_available_device_type, torch_utils._get_device_module
-    torch_utils._get_available_device_type = lambda: "cpu"
-    torch_utils._get_device_module = lambda device_type: _CPUDevice()  # type: ignore[assignment]
-    try:
-        yield
-    finally:
-        torch_utils._get_available_device_type, torch_utils._get_device_module = saved
-
-
-def prepare_torchtitan() -> None:
-    """Make `import torchtitan` work on this machine, with or without an accelerator.
-
-    Raises:
-        RuntimeError: torchtitan was imported before with a device that does not exist.
-    """
-    if not torch.accelerator.is_available():
-        if "torchtitan.tools.utils" in sys.modules:
-            if sys.modules["torchtitan.tools.utils"].device_type != "cpu":
-                raise RuntimeError("call prepare_torchtitan() before anything imports torchtitan")
-            return
-        if importlib.util.find_spec("triton") is None:
-            # Triton kernels of mixture-of-experts layers, which nothing here uses.
-            kernels = ModuleType("torchtitan.models.moe.kernels")
-            kernels.__dict__["generate_permute_indices"] = None
-            sys.modules["torchtitan.models.moe.kernels"] = kernels
-        with _cpu_answers():
-            importlib.import_module("torchtitan.tools.utils")
-    from torchtitan.config import TORCH_DTYPE_MAP
-
-    TORCH_DTYPE_MAP["float64"] = torch.float64  # exactness checks on the CPU
 
 
 def rank() -> int:
@@ -112,6 +36,32 @@ def rank() -> int:
 def world_size() -> int:
     """The number of processes, before or after the process group exists."""
     return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def is_first_rank() -> bool:
+    """Whether this process is rank 0, or the only one."""
+    return not dist.is_initialized() or dist.get_rank() == 0
+
+
+def wait_for_ranks() -> None:
+    """Return once every rank has called this."""
+    if dist.is_initialized():
+        dist.barrier()
+
+
+def from_first_rank(ask: Callable[[], Any]) -> Any:
+    """Rank 0's answer on every rank: they may see a shared file system at different moments."""
+    answer = [ask() if is_first_rank() else None]
+    if dist.is_initialized():
+        dist.broadcast_object_list(answer, src=0)
+    return answer[0]
+
+
+def format_duration(seconds: float) -> str:
+    """Format a duration as `1:02:03` or `2:03`."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
 def set_default_ranks() -> None:

@@ -6,12 +6,13 @@ failure becomes a DataError that names the file.
 
 import difflib
 import hashlib
+import json
 import os
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import fsspec
 from filelock import FileLock
@@ -167,3 +168,32 @@ def locked(folder: Path) -> Iterator[None]:
 
 def sha256_hex(content: bytes, digits: int = 64) -> str:
     return hashlib.sha256(content).hexdigest()[:digits]
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a file that is on the disk when this returns."""
+    with path.open("w") as file:
+        json.dump(value, file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def drop_lines_after(path: Path, step: int) -> None:
+    """Leave only the lines up to a step in a file with one JSON object a step; make the file."""
+    lines = [line for line in read_lines(path) if line["step"] <= step]
+    kept = path.with_name(f"{path.name}.kept")
+    kept.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    kept.replace(path)
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The objects of a jsonl file; a last line torn by a kill is left out."""
+    if not path.is_file():
+        return []
+    lines = []
+    for line in path.read_text().splitlines():
+        try:
+            lines.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return lines

@@ -7,14 +7,15 @@ done, 2 a mistake in what was given, 75 stopped on request with a checkpoint to 
 import sys
 from collections.abc import Sequence
 
-from titan_smf.help import print_help
+from titan_smf.config.help import print_help
 
 
 def main(argv: Sequence[str]) -> int:
     """Train to the last step of the configuration in `argv`; returns the exit code."""
-    from titan_smf.config import check, load_config
+    from titan_smf.config.checks import check
+    from titan_smf.config.job import load_config
     from titan_smf.runtime import world_size
-    from titan_smf.trainer import Trainer, run
+    from titan_smf.training.trainer import Trainer, run
 
     config = load_config(argv)
     check(config, world_size())

@@ -17,11 +17,12 @@ from collections.abc import Sequence
 
 def main(argv: Sequence[str]) -> int:
     """Analyse; returns the exit code."""
-    from titan_smf.config import check, load_config
-    from titan_smf.evaluation.access_analysis import analysis_config, write_analysis
-    from titan_smf.evaluation.access_report import ANALYSIS_FILE, FRAGMENT_FILE, text_summary
+    from titan_smf.analysis.access_analysis import analysis_config, write_analysis
+    from titan_smf.analysis.access_report import ANALYSIS_FILE, FRAGMENT_FILE, text_summary
+    from titan_smf.config.checks import check
+    from titan_smf.config.job import load_config
     from titan_smf.runtime import world_size
-    from titan_smf.trainer import Trainer, run
+    from titan_smf.training.trainer import Trainer, run
 
     def analyse_and_print(trainer: Trainer) -> bool:
         if analysis := write_analysis(trainer):

@@ -18,10 +18,11 @@ def main(argv: Sequence[str]) -> int:
     """Count, or merge counts; returns the exit code."""
     if argv[:1] == ["merge"]:
         return merge(argv[1:])
-    from titan_smf.config import check, load_config
-    from titan_smf.count_background import count_background, counting_config
+    from titan_smf.config.checks import check
+    from titan_smf.config.job import load_config
     from titan_smf.runtime import world_size
-    from titan_smf.trainer import run
+    from titan_smf.training.count_background import count_background, counting_config
+    from titan_smf.training.trainer import run
 
     config = counting_config(load_config(argv), world_size())
     check(config, world_size())

@@ -17,14 +17,14 @@ Exit codes: 0 done, 2 a mistake, 75 stopped on request.
 import sys
 from collections.abc import Sequence
 
-from titan_smf.help import print_help
+from titan_smf.config.help import print_help
 
 
 def main(argv: Sequence[str]) -> int:
     """Evaluate a checkpoint; returns the exit code."""
-    from titan_smf.evaluate_checkpoint import evaluate_checkpoint, evaluation_config
+    from titan_smf.commands.evaluate import evaluate_checkpoint, evaluation_config
     from titan_smf.runtime import world_size
-    from titan_smf.trainer import run
+    from titan_smf.training.trainer import run
 
     return run(evaluation_config(argv, world_size()), evaluate_checkpoint)
 

@@ -17,7 +17,7 @@ twice. Exit codes: 0 done, 2 a mistake, 130 interrupted.
 
 import sys
 
-from titan_smf.data.stream_command import parse_arguments, run
+from titan_smf.commands.make_stream import parse_arguments, run
 from titan_smf.errors import exit_code
 
 if __name__ == "__main__":

@@ -24,8 +24,9 @@ from pathlib import Path
 from typing import Any
 
 from titan_smf import storage
-from titan_smf.data.synthetic import FACT_SETS, STREAM_STATEMENTS, World
 from titan_smf.errors import ConfigError, exit_code
+from titan_smf.streams.world_streams import document_stream, fact_stream
+from titan_smf.world.world import FACT_SETS, STREAM_STATEMENTS, World
 
 
 def write_world(world: World, num_statements: int, output: Path) -> None:
@@ -33,11 +34,11 @@ def write_world(world: World, num_statements: int, output: Path) -> None:
     files: dict[str, tuple[str, Iterable[Any]]] = {
         "train": ("documents", ({"text": text} for text in world.documents("train"))),
         "validation": ("documents", ({"text": text} for text in world.documents("validation"))),
-        "documents": ("chunks", world.document_stream(num_statements)),
+        "documents": ("chunks", document_stream(world, num_statements)),
     }
     for name in FACT_SETS:
         if facts := world.fact_set(name):
-            files[name] = ("facts", world.fact_stream(facts, num_statements))
+            files[name] = ("facts", fact_stream(world, facts, num_statements))
     for name, (what, rows) in files.items():
         path = output / f"{name}.jsonl"
         lines = [json.dumps(row, default=dataclasses.asdict) + "\n" for row in rows]

@@ -28,7 +28,7 @@ def parse_arguments() -> argparse.Namespace:
 
 def run(args: argparse.Namespace) -> None:
     # Only now: --help does without torch.
-    from titan_smf.checkpoint_merge import merge_adapters
+    from titan_smf.checkpoint.merge_adapters import merge_adapters
 
     merge_adapters(args.base, args.adapters, args.output, report=print)
 

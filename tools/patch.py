@@ -51,9 +51,9 @@ def parse_arguments() -> argparse.Namespace:
 
 def run(args: argparse.Namespace) -> None:
     # Only now: --help does without torch.
-    from titan_smf.checkpoint_patch import apply_patches, export_patch, revert_patches
-    from titan_smf.sparse.patch import load_patch, merge, save_patch, slots_text
-    from titan_smf.sparse.patch_report import describe_patch
+    from titan_smf.checkpoint.patch import load_patch, merge, save_patch, slots_text
+    from titan_smf.checkpoint.patch_report import describe_patch
+    from titan_smf.checkpoint.patch_stored import apply_patches, export_patch, revert_patches
 
     patches = [] if args.command == "export" else [load_patch(path) for path in args.patches]
     if args.command == "show":

@@ -4,11 +4,12 @@
 #
 #     tools/test.sh                                  all but the slow and the GPU tests
 #     tools/test.sh -m slow                          the slow ones
-#     tools/test.sh tests/test_config.py -k help     some
+#     tools/test.sh tests/config -k help             some
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 
 python -m ruff check --quiet
 python -m ruff format --check --quiet
 python -m mypy
+report=$(lint-imports --no-logo --no-cache) || fail "$report"
 exec python -m pytest -m "not slow and not gpu" "$@"

@@ -37,9 +37,9 @@ def _times(rank: int, runs: int) -> dict[str, float]:
     """Median seconds of both ways, which run in turns."""
     import torch
 
-    from titan_smf.config import load_config
+    from titan_smf.config.job import load_config
     from titan_smf.evaluation.generate import generate
-    from titan_smf.trainer import Trainer
+    from titan_smf.training.trainer import Trainer
 
     generator = torch.Generator().manual_seed(0)
     times: dict[str, float] = {}

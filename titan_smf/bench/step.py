@@ -20,7 +20,7 @@ from torch.distributed.device_mesh import init_device_mesh
 
 from titan_smf.bench.measure import Measure, ReceivedBytes, median_seconds, on_ranks, peak_growth
 from titan_smf.bench.sparse import OPTIMIZERS
-from titan_smf.config import JobConfig, load_config
+from titan_smf.config.job import JobConfig, load_config
 from titan_smf.data.tokenizer import load_tokenizer
 from titan_smf.ops.routing import count_bytes, lookup_bytes
 from titan_smf.sparse.ranking import selection_bytes
@@ -122,8 +122,8 @@ def _peak_of_dense(rank: int, n_keys: int) -> int:
 
 def _sparse_step(n_keys: int, optimizer: str) -> Step:
     """A function that makes a whole sparse step, on another batch at each call."""
-    from titan_smf.finetune.sparse_memory import MicroBatch, SparseMemory, freeze
-    from titan_smf.train_spec import summed_cross_entropy
+    from titan_smf.training.sparse_memory import MicroBatch, SparseMemory, freeze
+    from titan_smf.training.train_spec import summed_cross_entropy
 
     model, config = _model(n_keys)
     freeze(model)
@@ -143,7 +143,7 @@ def _sparse_step(n_keys: int, optimizer: str) -> Step:
 
 def _dense_step(n_keys: int) -> Step:
     """The same update by one pass, dense counts, a dense gradient, a mask and a dense optimizer."""
-    from titan_smf.train_spec import summed_cross_entropy
+    from titan_smf.training.train_spec import summed_cross_entropy
 
     model, _ = _model(n_keys)
     model.requires_grad_(False)
@@ -211,7 +211,7 @@ def _bytes_on_rank(rank: int, n_keys: int) -> int:
 def _model(n_keys: int) -> tuple[Any, JobConfig]:
     """A model with random weights, and the configuration of a sparse run."""
     from titan_smf.model.llama import MemoryLlama
-    from titan_smf.train_spec import model_args
+    from titan_smf.training.train_spec import model_args
 
     with tempfile.TemporaryDirectory() as folder:
         words = ["--job.config", str(CONFIG), "--job.dump_folder", folder]

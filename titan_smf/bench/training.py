@@ -89,7 +89,7 @@ def _median_times(kinds: Kinds, runs: int) -> dict[str, float]:
 
 
 def _config(folder: str, settings: dict[str, Any]) -> Any:
-    from titan_smf.config import load_config
+    from titan_smf.config.job import load_config
 
     fixed = {
         "job.dump_folder": folder,
@@ -106,7 +106,7 @@ def _config(folder: str, settings: dict[str, Any]) -> Any:
 
 def _ours(folder: str, settings: dict[str, Any]) -> list[float]:
     """Seconds of each step but the first three."""
-    from titan_smf.trainer import Trainer
+    from titan_smf.training.trainer import Trainer
 
     class Timed(Trainer):
         def train_step(self, data_iterator: Any) -> Any:
@@ -121,14 +121,11 @@ def _ours(folder: str, settings: dict[str, Any]) -> list[float]:
 
 def _torchtitan(folder: str, settings: dict[str, Any]) -> list[float]:
     """The same of torchtitan's trainer and dense model, on the same batches."""
-    import torchtitan.train
-    from torchtitan.models.llama3 import get_train_spec
-    from torchtitan.protocols.train_spec import register_train_spec
-
     from titan_smf.model.parallelize import reduce_by_plain_sums
-    from titan_smf.train_spec import build_train_spec
+    from titan_smf.torchtitan_api import get_train_spec, register_train_spec, torchtitan_train
+    from titan_smf.training.train_spec import build_train_spec
 
-    class Timed(torchtitan.train.Trainer):
+    class Timed(torchtitan_train.Trainer):
         def train_step(self, data_iterator: Any) -> Any:
             return _timed(seconds, super().train_step, data_iterator)
 
@@ -224,7 +221,7 @@ def _forward_times(folder: str, settings: dict[str, Any], part: str) -> list[flo
     """Seconds of forward passes without gradients, but the first three."""
     import torch
 
-    from titan_smf.trainer import Trainer
+    from titan_smf.training.trainer import Trainer
 
     trainer = Trainer(_config(folder, settings))
     seconds: list[float] = []

@@ -19,11 +19,6 @@ import numpy.typing as npt
 from titan_smf.data.loader import TokenLoader
 
 
-def num_replay_rows(share: float, rows: int) -> int:
-    """P: the share of the rows of a global batch, rounded, halves to even."""
-    return round(share * rows)
-
-
 class Replay:
     """The replay rows of one global batch after another.
 

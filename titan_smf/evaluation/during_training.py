@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from titan_smf.config_sections import JobConfig
+from titan_smf.config.job import JobConfig
 from titan_smf.data.tokenizer import Tokenizer
 from titan_smf.errors import ConfigError
 from titan_smf.evaluation.evaluate import evaluate

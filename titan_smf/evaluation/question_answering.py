@@ -2,13 +2,13 @@
 
 from collections.abc import Sequence
 
-from titan_smf.data.question_sets import Question
 from titan_smf.data.tokenizer import Tokenizer
 from titan_smf.evaluation.generate import generate
 from titan_smf.evaluation.metrics import best, estimate, exact_match, f1
 from titan_smf.evaluation.rounds import EvaluatedModel
 from titan_smf.evaluation.task import Outcome, Task, check_lengths, prompt_tokens
 from titan_smf.evaluation.templates import Template
+from titan_smf.streams.question_sets import Question
 
 
 class QuestionTask(Task):

@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from titan_smf import storage
-from titan_smf.checkpoint import from_first_rank
 from titan_smf.evaluation.evaluate import SetResult
-from titan_smf.metrics import drop_lines_after, read_lines
-from titan_smf.runtime import rank
+from titan_smf.runtime import from_first_rank, rank
+from titan_smf.storage import drop_lines_after, read_lines
 
 RESULTS_FILE = "results.jsonl"
 PREVIOUS_FILE = "results.previous.jsonl"

@@ -16,10 +16,10 @@ import torch.distributed as dist
 from torch import Tensor
 
 from titan_smf.data.tokenizer import Tokenizer
-from titan_smf.metrics import clock
 from titan_smf.model.key_value_cache import KeyValueCache
 from titan_smf.model.llama import MemoryLlama
 from titan_smf.model.parallelize import gathered
+from titan_smf.runtime import format_duration
 
 MOST_TOKENS = 8192
 """Of one batch, padding included, unless a single item is longer: bounds the memory of logits."""
@@ -111,7 +111,7 @@ class EvaluatedModel:
             now = time.perf_counter()
             if now - last_line > SECONDS_BETWEEN_LINES:
                 last_line = now
-                left = clock((len(lengths) - done) * (now - begin) / done)
+                left = format_duration((len(lengths) - done) * (now - begin) / done)
                 logger.info("evaluation of %s: %d/%d  left %s", what, done, len(lengths), left)
         everywhere: list[Any] = [None] * ranks
         dist.all_gather_object(everywhere, here)

@@ -7,12 +7,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from titan_smf import storage
-from titan_smf.config_parsing import describe
-from titan_smf.config_sections import Evaluation, EvaluationKind, EvaluationSet
-from titan_smf.data.question_sets import open_questions
+from titan_smf.config.parsing import describe
+from titan_smf.config.sections import Evaluation, EvaluationKind, EvaluationSet
 from titan_smf.data.raw_text import HUB_PREFIX
 from titan_smf.data.rows import Row, read_rows
-from titan_smf.data.sources import SYNTHETIC_PREFIX, open_source
+from titan_smf.data.sources import open_source
 from titan_smf.data.tokenizer import Tokenizer
 from titan_smf.errors import ConfigError, DataError
 from titan_smf.evaluation.likelihood import AnswerTask, TokenTask
@@ -20,6 +19,8 @@ from titan_smf.evaluation.multiple_choice import ChoiceTask
 from titan_smf.evaluation.question_answering import QuestionTask
 from titan_smf.evaluation.task import Task
 from titan_smf.evaluation.templates import load_template
+from titan_smf.streams.question_sets import open_questions
+from titan_smf.world.source import SYNTHETIC_PREFIX
 
 KEY = "evaluation.sets"
 SPLIT_NAMES = ("train", "dev", "validation", "valid", "test")

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from titan_smf import storage
-from titan_smf.config_parsing import check_value
+from titan_smf.config.parsing import check_value
 from titan_smf.errors import ConfigError, DataError
 
 BUILT_IN = Path(__file__).with_name("templates.toml")

@@ -26,16 +26,12 @@ from titan_smf.model.key_value_cache import KeyValueCache
 from titan_smf.model.memory_layer import MemoryLayer
 from titan_smf.model.names import is_adapter
 from titan_smf.model.value_table import SelectedRows, ValueTable
-from titan_smf.runtime import prepare_torchtitan
-
-prepare_torchtitan()
-
-from torchtitan.models.llama3.model.args import TransformerModelArgs  # noqa: E402
-from torchtitan.models.llama3.model.model import (  # noqa: E402
+from titan_smf.torchtitan_api import (
     Attention,
     FeedForward,
     Transformer,
     TransformerBlock,
+    TransformerModelArgs,
 )
 
 Part = Literal["all", "to_memory", "from_memory"]
@@ -43,7 +39,7 @@ Part = Literal["all", "to_memory", "from_memory"]
 
 @dataclass
 class MemoryArgs:
-    """Shape of the memory layers and their tables; see `config.Memory`."""
+    """Shape of the memory layers and their tables; see `config.sections.Memory`."""
 
     layers: list[int] = field(default_factory=list)
     n_keys: int = 1024

@@ -12,21 +12,18 @@ from torch import nn
 from torch.distributed.fsdp import FSDPModule
 
 from titan_smf.model.llama import MemoryBlock, MemoryLlama
-from titan_smf.runtime import prepare_torchtitan
-
-prepare_torchtitan()
-
-from torchtitan.config import TORCH_DTYPE_MAP, JobConfig  # noqa: E402
-from torchtitan.distributed import ParallelDims  # noqa: E402
-from torchtitan.distributed.activation_checkpoint import apply_ac  # noqa: E402
-from torchtitan.models.llama3.infra.parallelize import (  # noqa: E402
-    _op_sac_save_list,
+from titan_smf.torchtitan_api import (
+    TORCH_DTYPE_MAP,
+    ParallelDims,
+    TitanJobConfig,
+    apply_ac,
     apply_fsdp,
+    op_sac_save_list,
 )
 
 
 def parallelize(
-    model: MemoryLlama, parallel_dims: ParallelDims, job_config: JobConfig
+    model: MemoryLlama, parallel_dims: ParallelDims, job_config: TitanJobConfig
 ) -> MemoryLlama:
     """Apply what `[activation_checkpoint]`, `[compile]` and `[parallelism]` ask for.
 
@@ -40,7 +37,7 @@ def parallelize(
             model,
             job_config.activation_checkpoint,
             model_compile_enabled=compiled,
-            op_sac_save_list=_op_sac_save_list,  # type: ignore[arg-type]
+            op_sac_save_list=op_sac_save_list,  # type: ignore[arg-type]
             base_folder=job_config.job.dump_folder,
         )
     if compiled:
@@ -58,7 +55,7 @@ def _compile_blocks(model: MemoryLlama, backend: str) -> None:
         model.layers.register_module(name, compiled)  # type: ignore[arg-type]
 
 
-def _shard(model: MemoryLlama, parallel_dims: ParallelDims, job_config: JobConfig) -> None:
+def _shard(model: MemoryLlama, parallel_dims: ParallelDims, job_config: TitanJobConfig) -> None:
     replicated = parallel_dims.dp_replicate_enabled
     mesh = parallel_dims.get_mesh(["dp_replicate", "fsdp"] if replicated else ["fsdp"])
     tables, model.tables = model.tables, nn.ModuleList()

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from titan_smf.evaluation import access_report
+from titan_smf.analysis import access_report
 from titan_smf.report.document import Fragment, Picture, Points, Section, Table, Text
 
 

@@ -16,16 +16,16 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 
 from titan_smf import storage
-from titan_smf.checkpoint import LAST, from_first_rank
-from titan_smf.config import JobConfig, assign
-from titan_smf.count_background import count_background, counting_config
+from titan_smf.checkpoint.checkpointer import LAST
+from titan_smf.config.job import JobConfig, assign
 from titan_smf.data.sources import source_texts
-from titan_smf.data.synthetic import WORLD_VERSION
 from titan_smf.data.tokenizer import train_rank_file
 from titan_smf.model.names import is_adapter
 from titan_smf.reproduce.plan import Arm, Plan, given_settings, slug
-from titan_smf.runtime import world_size
-from titan_smf.trainer import Trainer, run
+from titan_smf.runtime import from_first_rank, world_size
+from titan_smf.training.count_background import count_background, counting_config
+from titan_smf.training.trainer import Trainer, run
+from titan_smf.world.world import WORLD_VERSION
 
 logger = logging.getLogger("titan_smf")
 

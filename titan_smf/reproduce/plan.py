@@ -23,8 +23,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from titan_smf.config import JobConfig, assign
-from titan_smf.config_parsing import (
+from titan_smf.config.job import JobConfig, assign
+from titan_smf.config.parsing import (
     COMMAND_LINE,
     check_value,
     flatten,

@@ -22,14 +22,13 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from titan_smf.checkpoint import first_difference, from_first_rank, write_json
-from titan_smf.config import JobConfig, assign, check
-from titan_smf.data.stream_loader import open_stream
+from titan_smf.analysis.access_analysis import analyse_accesses, analysis_config
+from titan_smf.analysis.access_report import ANALYSIS_FILE
+from titan_smf.checkpoint.checkpointer import first_difference
+from titan_smf.config.checks import check
+from titan_smf.config.job import JobConfig, assign
 from titan_smf.errors import ConfigError
-from titan_smf.evaluation.access_analysis import analyse_accesses, analysis_config
-from titan_smf.evaluation.access_report import ANALYSIS_FILE
 from titan_smf.evaluation.sets import complete_sets
-from titan_smf.metrics import clock
 from titan_smf.reproduce.bases import Bases, BaseWeights
 from titan_smf.reproduce.plan import Plan, given_settings
 from titan_smf.reproduce.runs import (
@@ -40,9 +39,11 @@ from titan_smf.reproduce.runs import (
     results_at,
     save_rates,
 )
-from titan_smf.runtime import rank, world_size
-from titan_smf.trainer import Trainer
-from titan_smf.trainer import run as run_trainer
+from titan_smf.runtime import format_duration, from_first_rank, rank, world_size
+from titan_smf.storage import write_json
+from titan_smf.streams.loader import open_stream
+from titan_smf.training.trainer import Trainer
+from titan_smf.training.trainer import run as run_trainer
 
 logger = logging.getLogger("titan_smf")
 
@@ -210,4 +211,4 @@ class Runner:
             for line in results_at(run.folder(self.plan), last=True)
             for name, value in list(line["metrics"].items())[:1]
         )
-        logger.info("%s  left %s", scores, clock(seconds))
+        logger.info("%s  left %s", scores, format_duration(seconds))

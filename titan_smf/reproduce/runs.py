@@ -8,10 +8,9 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from titan_smf.checkpoint import write_json
 from titan_smf.errors import ConfigError
-from titan_smf.metrics import read_lines
 from titan_smf.reproduce.plan import Arm, Plan, slug
+from titan_smf.storage import read_lines, write_json
 
 COMPLETE = "complete.json"
 """In the folder of a complete run: its settings, and the seconds it took."""

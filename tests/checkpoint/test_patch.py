@@ -1,0 +1,416 @@
+"""A patch turns its base into the finetuned weights and back, bit for bit, and nothing else."""
+
+import json
+import runpy
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+from torch import Tensor
+
+import titan_smf.checkpoint.stored_weights
+from tests.support.launch import run_on_ranks
+from tests.support.patch_runs import (
+    DTYPES,
+    RANKS,
+    Made,
+    Model,
+    N,
+    V,
+    checkpointer,
+    make_runs,
+)
+from titan_smf.checkpoint import fingerprint
+from titan_smf.checkpoint.fingerprint import model_fingerprint, tensor_id
+from titan_smf.checkpoint.patch import (
+    LineageStep,
+    Patch,
+    chain,
+    inverse,
+    load_patch,
+    merge,
+    save_patch,
+)
+from titan_smf.checkpoint.patch_model import apply_to_model, patch_of_model
+from titan_smf.checkpoint.patch_stored import apply_patches, export_patch, revert_patches
+from titan_smf.checkpoint.stored_weights import StoredWeights
+from titan_smf.errors import CheckpointError, PatchError
+
+TOOL = Path(__file__).parents[2] / "tools/patch.py"
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Made]:
+    """The folder RANKS/DTYPE/RUN of checkpoints, and what running models were."""
+    folder = tmp_path_factory.mktemp("saved")
+    made = {}
+    for ranks in RANKS:
+        results = run_on_ranks(make_runs, ranks, str(folder))
+        assert all(result == results[0] for result in results), "every rank says the same"
+        made[ranks] = results[0]
+    return folder, made
+
+
+def quiet(line: str) -> None: ...
+
+
+def export(folder: Path, base: str, run: str) -> Patch:
+    return export_patch(folder / base, folder / run, "", quiet)
+
+
+def weights(path: Path) -> dict[str, bytes]:
+    """All weights of a checkpoint by themselves, by a one-rank reader that knows only files."""
+    found: dict[str, list[tuple[list[int], Tensor]]] = {}
+    for file in path.glob("*.safetensors"):
+        content = file.read_bytes()
+        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+        places = json.loads(header["__metadata__"]["DCP_SHARDING_INFO"])
+        for name, tensor in safetensors.torch.load(content).items():
+            assert name.startswith("model."), "nothing but weights"
+            found.setdefault(name[6:], []).append((places[name]["saved_offsets"], tensor))
+    whole = {}
+    for name, parts in found.items():
+        parts.sort(key=lambda part: part[0])
+        dim = 1 if any(place[1:] != [0] * len(place[1:]) for place, _ in parts) else 0
+        tensor = torch.cat([part for _, part in parts], dim)
+        whole[name] = tensor.flatten().view(torch.uint8).numpy().tobytes()
+    return whole
+
+
+def step(folder: Path) -> Path:
+    return folder / "checkpoints/step-5"
+
+
+def test_a_fingerprint_is_of_the_weights_whichever_ranks_hold_or_saved_them(
+    saved: tuple[Path, Made], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, made = saved
+    for name, (running, _) in made[1].items():
+        for ranks in RANKS:
+            assert made[ranks][name][0] == running
+            stored = StoredWeights(step(folder / str(ranks) / name))
+            assert stored.fingerprint(quiet) == running
+    distinct = {running for running, _ in made[1].values()}
+    assert len(distinct) == len(made[1]), "other weights, another fingerprint"
+    kinds = [("a", torch.int32, (2, 3)), ("b", torch.int32, (2, 3))]
+    kinds += [("a", torch.float32, (2, 3)), ("a", torch.int32, (3, 2))]
+    assert len({tensor_id(*kind) for kind in kinds}) == len(kinds)
+    monkeypatch.setattr(fingerprint, "BLOCK_BYTES", 4 * V * 5)
+    path = step(folder / "2/float32/first")
+    assert StoredWeights(path).fingerprint(quiet) == made[1]["float32/first"][0]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_apply_gives_the_finetuned_weights_and_revert_the_base_bit_for_bit(
+    saved: tuple[Path, Made], dtype: str, tmp_path: Path
+) -> None:
+    folder, made = saved
+    base, first = made[1][f"{dtype}/base"], made[1][f"{dtype}/first"]
+    patches = []
+    for ranks in RANKS:
+        of_base = folder / str(ranks) / dtype / "base"
+        of_first = folder / str(1 + ranks % 3) / dtype / "first"
+        patch = export_patch(of_base, of_first, "facts", quiet)
+        patches.append(patch)
+        assert (patch.metadata.base, patch.metadata.result) == (base[0], first[0])
+        assert patch.ids.tolist() == [0, 5, 48, N + 17, N + 48]
+        applied = tmp_path / f"applied-{ranks}"
+        apply_patches(of_base, [patch], applied, quiet)
+        assert weights(applied) == first[1]
+        for number, tuned in enumerate((applied, of_first)):
+            reverted = tmp_path / f"reverted-{ranks}-{number}"
+            revert_patches(tuned, [patch], reverted, quiet)
+            assert weights(reverted) == base[1]
+        assert sorted(file.name for file in applied.glob("*.safetensors")) == sorted(
+            file.name for file in step(of_base).glob("*.safetensors")
+        )
+    assert not list(tmp_path.glob(".*")), "nothing unfinished stays"
+    saved_sizes = []
+    for number, patch in enumerate(patches):
+        path = tmp_path / f"{number}.safetensors"
+        save_patch(str(path), patch)
+        saved_sizes.append(path.stat().st_size)
+        again = load_patch(str(path))
+        assert again.metadata == patch.metadata
+        assert bits_of(again) == bits_of(patch) == bits_of(patches[0])
+    row_bytes = patch.old.element_size() * V
+    assert max(saved_sizes) < 5 * (8 + 2 * row_bytes) + 1000, "rows and a header, not the table"
+    assert patch.metadata.lineage == [LineageStep("", 5, "facts", base[0])]
+
+
+def bits_of(patch: Patch) -> tuple[bytes, ...]:
+    tensors = (patch.ids, patch.old, patch.new)
+    return tuple(tensor.flatten().view(torch.uint8).numpy().tobytes() for tensor in tensors)
+
+
+def use_patch(
+    rank: int, ranks: int, replicas: int, folder: str, output: str, dtype: str
+) -> dict[str, Any]:
+    """What models are that load a patched checkpoint, or are patched while they run."""
+    base = step(Path(folder) / "2" / dtype / "base")
+    patch = load_patch(f"{output}/first.safetensors")
+    found: dict[str, Any] = {}
+
+    loaded = Model("base", dtype).shard(replicas)
+    loader = checkpointer(Path(output), loaded, dtype)
+    loader.load_weights(Path(output) / "step-7")
+    found["loaded"] = model_fingerprint(loaded), loaded.bits()
+    with pytest.raises(CheckpointError) as error:
+        loader.load(7)
+    found["resumed"] = str(error.value)
+
+    running = Model("base", dtype).shard(replicas)
+    checkpointer(Path(output), running, dtype).load_weights(base)
+    before = running.bits()
+    lying = Patch(patch.ids, patch.old + 1, patch.new, patch.metadata)
+    for name, wrong in (("wrong base", inverse(patch)), ("wrong rows", lying)):
+        with pytest.raises(PatchError) as wrong_error:
+            apply_to_model(running, wrong)
+        found[name] = str(wrong_error.value)
+        assert running.bits() == before, "refused before anything changes"
+    apply_to_model(running, patch)
+    found["running"] = model_fingerprint(running), running.bits()
+
+    changed = []
+    for index, table in enumerate(running.value_tables()):
+        start, stop = table.row_range
+        slots, old, _ = patch.rows_of(index, start, stop)
+        if start < stop and index == 0 and not (slots == start + 1).any():
+            extra = torch.tensor([start + 1]) if stop > start + 1 else slots[:0]
+            slots = torch.cat([slots, extra])  # a row that was selected but did not change
+            old = torch.cat([old, table.local_values()[extra - start]])
+            order = slots.argsort()
+            slots, old = slots[order], old[order]
+        changed.append((slots, old))
+    made = patch_of_model(running, changed, patch.metadata.base, patch.metadata.lineage)
+    assert (made is None) == (rank != 0)
+    if made is not None:
+        assert made.metadata == patch.metadata
+        assert bits_of(made) == bits_of(patch)
+    return found
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_running_models_take_a_patched_checkpoint_or_the_patch_itself(
+    saved: tuple[Path, Made], dtype: str, tmp_path: Path
+) -> None:
+    folder, made = saved
+    first, base = made[1][f"{dtype}/first"], made[1][f"{dtype}/base"]
+    patch = export(folder / "3" / dtype, "base", "first")
+    save_patch(str(tmp_path / "first.safetensors"), patch)
+    apply_patches(folder / "3" / dtype / "base", [patch], tmp_path / "step-7", quiet)
+    for ranks, replicas in ((1, 1), (4, 1), (4, 2)):
+        for found in run_on_ranks(use_patch, ranks, replicas, str(folder), str(tmp_path), dtype):
+            assert found["loaded"] == first
+            assert found["running"] == first
+            assert base[0] in found["wrong base"]
+            assert first[0] in found["wrong base"]
+            assert "do not have the old values of the patch" in found["wrong rows"]
+            assert "step-7: holds weights alone" in found["resumed"]
+
+
+def test_chained_patches_are_one_patch(saved: tuple[Path, Made], tmp_path: Path) -> None:
+    folder, made = saved[0] / "2/float32", saved[1][1]
+    base, second = made["float32/base"], made["float32/second"]
+    one, two = export(folder, "base", "first"), export(folder, "first", "second")
+    merged, overlap = merge([one, two], "refuse")
+    assert not len(overlap), "a chain has an order"
+    assert merged.ids.tolist() == [0, 30, 48, N + 17, N + 48], "slot 5 has its old value again"
+    assert bits_of(merged) == bits_of(export(folder, "base", "second"))
+    assert (merged.metadata.base, merged.metadata.result) == (base[0], second[0])
+    assert [step.parent for step in merged.metadata.lineage] == [base[0], one.metadata.result]
+    for number, patches in enumerate(([one, two], [merged])):
+        apply_patches(folder / "base", patches, tmp_path / f"a{number}", quiet)
+        revert_patches(folder / "second", patches, tmp_path / f"r{number}", quiet)
+        assert weights(tmp_path / f"a{number}") == second[1]
+        assert weights(tmp_path / f"r{number}") == base[1]
+    nothing = chain([one, inverse(one)])
+    assert not len(nothing.ids)
+    assert nothing.metadata.result == nothing.metadata.base
+    with pytest.raises(PatchError, match=r"patch 2 changes weights .* in the order"):
+        chain([two, one])
+    with pytest.raises(PatchError, match="patch 2 is of another base"):
+        merge([two, one], "last")
+    lying = Patch(two.ids, two.old + 1, two.new, two.metadata)
+    with pytest.raises(PatchError, match="patch 2 has old values that"):
+        chain([one, lying])
+
+
+def test_patches_of_one_base_merge_and_overlap_needs_a_policy(
+    saved: tuple[Path, Made], tmp_path: Path
+) -> None:
+    folder = saved[0] / "2/float32"
+    one, two = export(folder, "base", "first"), export(folder, "base", "sibling")
+    apart = export(folder, "base", "apart")
+    old = one.old[0]
+    for patches in ([one, apart, two], [two, apart, one]):
+        with pytest.raises(PatchError, match=r"patch 3 changes 1 slots \(0\) that"):
+            merge(patches, "refuse")
+        last, overlap = merge(patches, "last")
+        assert overlap.tolist() == [0]
+        assert last.ids.tolist() == [0, 5, 48, N + 1, N + 3, N + 17, N + 48]
+        assert torch.equal(last.new[0], patches[-1].new[0])
+        total, _ = merge(patches, "sum")
+        assert total.ids.tolist() == last.ids.tolist()
+        torch.testing.assert_close(total.new[0], one.new[0] + two.new[0] - old)
+        for number, merged in enumerate((last, total)):
+            output = tmp_path / f"{len(list(tmp_path.iterdir()))}-{number}"
+            apply_patches(folder / "base", [merged], output, quiet)
+            stored = StoredWeights(output)
+            assert stored.fingerprint(quiet) == merged.metadata.result
+            values = stored.tensors["model.tables.1.values"].rows(torch.tensor([1, 3, 17]).numpy())
+            expected = torch.tensor([[5.0] * 3, [6.0] * 3, [7.0] * 3])
+            assert values.tobytes() == expected.numpy().tobytes()
+    alone, overlap = merge([one, apart], "refuse")
+    assert len(alone.ids) == 6
+    assert not len(overlap)
+
+
+def test_weights_that_are_not_the_patchs_are_refused_and_nothing_is_written(
+    saved: tuple[Path, Made], tmp_path: Path
+) -> None:
+    folder, made = saved[0] / "3/float32", saved[1][1]
+    patch = export(folder, "base", "first")
+    about, other = patch.metadata, made["float32/sibling"][0]
+    output = tmp_path / "output"
+
+    def refused(act: Callable[[], object]) -> str:
+        with pytest.raises((PatchError, CheckpointError)) as error:
+            act()
+        assert not list(tmp_path.iterdir()), "nothing is written"
+        return str(error.value)
+
+    message = refused(lambda: apply_patches(folder / "sibling", [patch], output, quiet))
+    assert other in message
+    assert about.base in message
+    message = refused(lambda: revert_patches(folder / "sibling", [patch], output, quiet))
+    assert other in message
+    assert about.result in message
+    message = refused(lambda: apply_patches(folder / "first", [patch], output, quiet))
+    assert "they are already those that it leads to" in message
+    lying = Patch(patch.ids, patch.old + 1, patch.new, about)
+    message = refused(lambda: apply_patches(folder / "base", [lying], output, quiet))
+    assert "model.tables.0.values: 3 slots (0, 5, 48) do not have the old values" in message
+    message = refused(lambda: apply_patches(folder / "absent", [patch], output, quiet))
+    assert "absent: no complete checkpoint there; give a run's folder" in message
+    message = refused(lambda: export(folder, "base", "other"))
+    assert "model.columns differs between" in message
+    message = refused(lambda: export(folder, "base", "wider"))
+    assert "model.rows is float32 [7, 5] in" in message
+    assert "float32 [7, 6] in" in message
+    message = refused(lambda: export_patch(folder, folder.parent / "bfloat16", "", quiet))
+    assert "no complete checkpoint there" in message
+    output.mkdir()
+    with pytest.raises(PatchError, match="output: exists; give the name of a new folder"):
+        apply_patches(folder / "base", [patch], output, quiet)
+
+
+def test_a_file_that_is_torn_or_changed_is_no_patch(
+    saved: tuple[Path, Made], tmp_path: Path
+) -> None:
+    path = tmp_path / "patch.safetensors"
+    patch = export(saved[0] / "1/float32", "base", "first")
+    save_patch(str(path), patch)
+    content = path.read_bytes()
+    header = 8 + int.from_bytes(content[:8], "little")
+
+    def refused(changed: bytes) -> str:
+        path.write_bytes(changed)
+        with pytest.raises(PatchError) as error:
+            load_patch(str(path))
+        assert str(path) in str(error.value)
+        return str(error.value)
+
+    for size in (0, 7, 8, 100, header, len(content) - 1):
+        assert "is no patch, or a torn one" in refused(content[:size])
+    assert "torn one" in refused(content + b"\0")
+    flipped = bytearray(content)
+    for byte in range(header, len(content), 7):
+        flipped[byte] ^= 1
+        assert "is damaged" in (said := refused(bytes(flipped))) or "torn one" in said
+        flipped[byte] ^= 1
+    for digits in (patch.metadata.base, patch.metadata.result):
+        assert "is damaged" in refused(content.replace(digits.encode(), b"0" * 32))
+    assert "has format 9, this version reads 1" in refused(
+        content.replace(b'{\\"format\\": 1', b'{\\"format\\": 9')
+    )
+    path.write_bytes(content)
+    assert bits_of(load_patch(str(path))) == bits_of(patch)
+    with pytest.raises(PatchError, match=r"beside it there is patch\.safetensors"):
+        load_patch(str(tmp_path / "pach.safetensors"))
+
+
+@pytest.fixture
+def tool(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., tuple[int, str, str]]:
+    """Run the tool in this process, where torch is imported: exit code, output and errors."""
+
+    def run(*arguments: Any) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", [str(TOOL), *map(str, arguments)])
+        code: Any = 0
+        try:
+            runpy.run_path(str(TOOL), run_name="__main__")
+        except SystemExit as end:
+            code = end.code
+        return code, *capsys.readouterr()
+
+    return run
+
+
+def test_the_tool_makes_applies_reverts_shows_and_merges(
+    saved: tuple[Path, Made], tool: Callable[..., tuple[int, str, str]], tmp_path: Path
+) -> None:
+    folder, made = tmp_path / "runs", saved[1][1]
+    shutil.copytree(saved[0] / "2/float32", folder)
+    (folder / "first/config.toml").write_text('[stream]\npath = "facts.jsonl"\n')
+    one, two = tmp_path / "one.safetensors", tmp_path / "two.safetensors"
+    merged = tmp_path / "merged.safetensors"
+    outputs = [tmp_path / "applied", tmp_path / "reverted"]
+    for arguments in (
+        ("export", folder / "base", folder / "first", "--output", one),
+        ("export", folder / "first", folder / "second", "--output", two, "--data", "more facts"),
+        ("apply", folder / "base", one, two, "--output", outputs[0]),
+        ("revert", folder / "second", one, two, "--output", outputs[1]),
+        ("merge", one, two, "--output", merged),
+    ):
+        code, _, errors = tool(*arguments)
+        assert (code, errors) == (0, "")
+    assert weights(outputs[0]) == made["float32/second"][1]
+    assert weights(outputs[1]) == made["float32/base"][1]
+    shown = tool("show", merged)[1].splitlines()
+    assert shown[0].split()[:2] == ["patch", f"{merged},"]
+    assert shown[1].split() == ["rows", "5", "of", "98", "(5.102%)"]
+    assert shown[-4].endswith("5 training steps on facts.jsonl")
+    assert shown[-2].endswith("5 training steps on more facts")
+    assert shown[-1].endswith(made["float32/first"][0])
+    assert len({line.index(line.split("  ")[-1].strip()) for line in shown}) == 1, "aligned"
+    assert tool("merge", one)[0] == 2, "it has no --output"
+    # As users start it.
+    command = [sys.executable, str(TOOL), "apply", str(folder / "first"), str(one)]
+    command += ["--output", str(tmp_path / "no")]
+    failed = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert failed.returncode == 2
+    assert failed.stderr.startswith("error: ")
+    assert failed.stderr.count("\n") == 1
+    light = "import sys, runpy; sys.argv = ['patch.py', 'apply', '--help']\n"
+    light += f"try: runpy.run_path({str(TOOL)!r}, run_name='__main__')\n"
+    light += "finally: assert 'torch' not in sys.modules"
+    assert subprocess.run([sys.executable, "-c", light], check=False).returncode == 0
+
+
+def test_the_tool_reports_progress(
+    saved: tuple[Path, Made], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(titan_smf.checkpoint.stored_weights, "SECONDS_BETWEEN_REPORTS", -1.0)
+    lines: list[str] = []
+    runs = saved[0] / "1/float32"
+    export_patch(runs / "base", runs / "first", "", lines.append)
+    assert lines[0] == "comparing: 0 of 0 MiB"
+    assert "step-5: fingerprint: 0 of 0 MiB" in lines[-1]

@@ -1,0 +1,209 @@
+"""Configuration: precedence, round trip, documentation, and the message of each user mistake."""
+
+import dataclasses
+import inspect
+import subprocess
+import sys
+from pathlib import Path
+from typing import get_args
+
+import pytest
+
+from tests.support.user_mistakes import MISTAKES, VALID, Mistake
+from titan_smf.config.checks import check
+from titan_smf.config.help import SECTIONS, _field_docstrings, print_help
+from titan_smf.config.job import JobConfig, explain, load_config, save_resolved
+from titan_smf.config.parsing import describe, get, settings_of
+from titan_smf.config.sections import Source
+from titan_smf.config.unsupported import unsupported
+from titan_smf.data.tokenizer import load_tokenizer
+from titan_smf.errors import ConfigError
+from titan_smf.training.train_spec import model_args
+
+
+def start(argv: list[str], ranks: int) -> None:
+    """Everything of a run's start that checks settings and needs no process group."""
+    config = load_config(argv)
+    try:
+        check(config, ranks)
+        model_args(config, load_tokenizer(**dataclasses.asdict(config.tokenizer)))
+    except ConfigError as error:
+        explain(error, config)
+        raise
+
+
+@pytest.mark.parametrize("mistake", MISTAKES.values(), ids=MISTAKES)
+def test_a_mistake_gets_its_message(mistake: Mistake, tmp_path: Path) -> None:
+    file = tmp_path / "run.toml"
+    file.write_text(mistake.toml)
+
+    def place(text: str) -> str:
+        return text.replace("<file>", str(file)).replace("<folder>", str(tmp_path))
+
+    argv = [place(word) for word in mistake.argv.split()]
+    with pytest.raises(ConfigError) as error:
+        start([*argv, *mistake.more], mistake.ranks)
+    assert str(error.value) == place(mistake.message)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("parallelism.pipeline_parallel_degree", "2"),
+        ("parallelism.context_parallel_degree", "2"),
+        ("parallelism.expert_parallel_degree", "2"),
+        ("fault_tolerance.enable", "true"),
+        ("training.enable_cpu_offload", "true"),
+        ("training.dataloader.num_workers", "2"),
+        ("optimizer.early_step_in_backward", "true"),
+        ("model.converters", "float8"),
+        ("quantize.linear.float8.emulate", "true"),
+        ("checkpoint.initial_load_in_hf", "true"),
+        ("checkpoint.async_mode", "async"),
+        ("checkpoint.create_seed_checkpoint", "true"),
+        ("checkpoint.export_dtype", "bfloat16"),
+        ("job.custom_config_module", "mine"),
+        ("experimental.custom_import", "mine"),
+        ("comm.mode", "fake_backend"),
+        ("validation.dataset", "c4_validation_2"),
+    ],
+)
+def test_a_setting_without_effect_is_refused(key: str, value: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=rf"^command line: {key}: got .*; allowed: .*; \w"):
+        check(load_config(["--job.config", write(tmp_path), f"--{key}", value]), world_size=1)
+
+
+def write(folder: Path, toml: str = VALID) -> str:
+    """The path of a new file with this text."""
+    file = folder / "run.toml"
+    file.write_text(toml)
+    return str(file)
+
+
+def test_command_line_wins_over_file_wins_over_default(tmp_path: Path) -> None:
+    file = write(tmp_path)
+    config = load_config(["--training.steps=7", "--job.config", file, "--compile.enable"])
+    assert (config.training.steps, config.training.local_batch_size) == (7, 2)
+    assert config.training.seq_len == JobConfig().training.seq_len
+    assert config.compile.enable is True
+    assert config.where == {
+        "training.steps": "command line",
+        "compile.enable": "command line",
+        "training.local_batch_size": file,
+        "memory.layers": file,
+        "tokenizer.name": file,
+        "data.sources": file,
+    }
+    check(config, world_size=4)
+
+
+@pytest.mark.parametrize("flag", ["--job.config", "--job.config_file", "--job.config-file"])
+def test_the_file_can_be_named_in_torchtitans_ways(flag: str, tmp_path: Path) -> None:
+    file = write(tmp_path)
+    assert load_config([flag, file]) == load_config([f"{flag}={file}"])
+    assert load_config([flag, file]).training.steps == 20
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("--optimizer.lr=.5", 0.5),
+        ("--optimizer.lr=1", 1.0),
+        ("--optimizer.lr=5e-4", 5e-4),
+        ("--training.max_norm=inf", float("inf")),
+        ("--memory.layers=4,12", [4, 12]),
+        ("--memory.layers=[4, 12]", [4, 12]),
+        ("--memory.layers=4", [4]),
+        ("--memory.layers=[]", []),
+        ("--memory.layers=none", None),
+        ("--memory.share_values=true", True),
+        ("--compile.components=model,loss", ["model", "loss"]),
+        ('--compile.components=["model"]', ["model"]),
+        ("--job.description=12", "12"),
+        ("--job.description=", ""),
+        ("--job.dump-folder=a b", "a b"),
+        ('--data.sources=[{path = "a"}]', [Source("a")]),
+        ('--data.sources=[{"path": "a", "weight": 2}]', [Source("a", 2.0)]),
+    ],
+)
+def test_values_of_the_command_line(option: str, value: object) -> None:
+    config = load_config([option])
+    key = option[2:].partition("=")[0].replace("-", "_")
+    assert get(config, key) == value
+    assert type(get(config, key)) is type(value)
+
+
+def test_resolved_file_gives_an_equal_configuration(tmp_path: Path) -> None:
+    options = [
+        "--job.description=quotes \" ' and \\ and\nlines, ä",
+        "--training.max_norm=inf",
+        "--optimizer.eps=1e-30",
+        "--memory.layers=[]",
+        "--memory.value_lr=1",
+        '--data.sources=[{path = "a"}, {path = "b", weight = 0.25}]',
+    ]
+    config = load_config(["--job.config", write(tmp_path), *options])
+    check(config, world_size=1)
+    saved = tmp_path / "new" / "config.toml"
+    save_resolved(config, saved)
+    again = load_config(["--job.config", str(saved)])
+    assert again == config
+    check(again, world_size=1)
+    text = saved.read_text()
+    assert f"# From {tmp_path / 'run.toml'}: training.steps, " in text
+    save_resolved(again, saved)
+    assert saved.read_text().splitlines()[3:] == text.splitlines()[4:]
+
+
+def test_none_is_the_default_wherever_it_can_be_given() -> None:
+    """A resolved file leaves none out, so another default would come back in its place."""
+    for key, annotation in settings_of(JobConfig).items():
+        if type(None) in get_args(annotation) and unsupported(key) is None:
+            assert get(JobConfig(), key) is None, key
+
+
+def test_an_error_of_the_model_is_completed_with_its_source(tmp_path: Path) -> None:
+    file = write(tmp_path)
+    config = load_config(["--job.config", file])
+    error = ConfigError("memory.layers", [1, 2], "blocks 0 to 1 of flavor debug")
+    expected = "memory.layers: got [1, 2]; allowed: blocks 0 to 1 of flavor debug"
+    assert explain(error, config) == f"{file}: {expected}"
+    assert (
+        explain(ConfigError("memory.k", 9, "8"), config) == "default: memory.k: got 9; allowed: 8"
+    )
+
+
+def test_every_setting_of_ours_is_documented() -> None:
+    for section in dataclasses.fields(JobConfig):
+        kind = type(getattr(JobConfig(), section.name))
+        if kind.__module__.startswith("titan_smf"):
+            documented = _field_docstrings(kind)
+            assert set(inspect.get_annotations(kind)) <= set(documented), kind
+    assert _field_docstrings(Source).keys() == {"path", "weight"}
+
+
+def test_help_names_every_section_and_setting(capsys: pytest.CaptureFixture[str]) -> None:
+    settable = [key for key in settings_of(JobConfig) if unsupported(key) is None]
+    assert set(SECTIONS) == {key.partition(".")[0] for key in settable}
+    assert print_help(["--job.config", "x.toml", "--help"])
+    usage = capsys.readouterr().out
+    assert all(f"\n  {section} " in usage for section in SECTIONS)
+    for section in SECTIONS:
+        assert print_help(["--help", section])
+    printed = capsys.readouterr().out
+    for key in settable:
+        assert f"--{key}  {describe(settings_of(JobConfig)[key])}; default " in printed
+    assert not print_help(["--job.config", "x.toml"])
+    with pytest.raises(SystemExit) as error:
+        print_help(["--help", "memry"])
+    assert error.value.code == 2
+    assert "allowed: memory" in capsys.readouterr().err
+
+
+def test_help_imports_no_torch() -> None:
+    code = (
+        "import sys, titan_smf.config.help; titan_smf.config.help.print_help(['--help']);"
+        "sys.exit('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "--job.config FILE" in done.stdout

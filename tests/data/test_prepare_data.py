@@ -1,0 +1,415 @@
+"""`prepare_data`: the same shards for any number of workers and after any kill; clear errors."""
+
+import gzip
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+import zstandard
+
+from titan_smf.data.prepare import prepare
+from titan_smf.data.prepare_part import PrepareOptions
+from titan_smf.data.raw_text import TextOptions
+from titan_smf.data.token_shards import TokenShards
+from titan_smf.data.tokenizer import Tokenizer, load_tokenizer
+from titan_smf.errors import ConfigError, DataError
+
+ROOT = Path(__file__).parents[2]
+SMALL = PrepareOptions(part_bytes=4000, shard_tokens=2000)
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    return load_tokenizer("bytes")
+
+
+def make_texts(count: int = 400) -> list[str]:
+    return [f"Document {n}\nsays héllo \u4e2d {'again ' * (n % 17)}{n * n}" for n in range(count)]
+
+
+def write_jsonl(path: Path, texts: list[str]) -> str:
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    return str(path)
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def documents_of(folder: Path | str, tokenizer: Tokenizer) -> list[str]:
+    shards = TokenShards(str(folder), tokenizer.fingerprint)
+    shards.verify()
+    documents = [shards.document(i).tolist() for i in range(shards.num_documents)]
+    assert all(d[0] == tokenizer.bos_id and d[-1] == tokenizer.eos_id for d in documents)
+    return [tokenizer.decode(document[1:-1]) for document in documents]
+
+
+def run_tool(*arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(ROOT / "tools" / "prepare_data.py"), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+
+def write_all_kinds(folder: Path, texts: list[str]) -> dict[str, str]:
+    """The same documents in every kind of input."""
+    lines = "".join(json.dumps({"text": text}) + "\n\n" for text in texts)
+    (folder / "t.jsonl").write_text(lines)
+    (folder / "t.txt").write_text("\n\n \t\n".join(texts), encoding="utf-8")
+    (folder / "crlf.txt").write_bytes("\r\n\r\n".join(texts).encode())
+    (folder / "t.jsonl.gz").write_bytes(gzip.compress(lines.encode()))
+    (folder / "t.jsonl.zst").write_bytes(zstandard.compress(lines.encode()))
+    table = pyarrow.table({"id": range(len(texts)), "text": texts})
+    pyarrow.parquet.write_table(table, folder / "t.parquet", row_group_size=37)
+    (folder / "hub").mkdir()
+    write_jsonl(folder / "hub" / "train-0.jsonl", texts[:150])
+    write_jsonl(folder / "hub" / "train-1.jsonl", texts[150:])
+    names = ("t.jsonl", "t.txt", "crlf.txt", "t.jsonl.gz", "t.jsonl.zst", "t.parquet")
+    paths = {name: str(folder / name) for name in names}
+    paths["url"] = f"file://{folder}/t.jsonl"
+    paths["folder"] = str(folder / "hub")
+    paths["glob"] = str(folder / "hub" / "train-*.jsonl")
+    paths["hub"] = f"hf:{folder / 'hub'}"
+    return paths
+
+
+def test_every_kind_of_input_gives_the_same_documents(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    texts = make_texts()
+    for kind, path in write_all_kinds(tmp_path, texts).items():
+        output = tmp_path / "out" / kind
+        counts = prepare([path], str(output), tokenizer, SMALL)
+        assert counts.documents == len(texts), kind
+        assert documents_of(output, tokenizer) == texts, kind
+        if kind not in ("t.jsonl.gz", "t.jsonl.zst", "hub"):
+            assert len(list((output / "parts").iterdir())) > 3, "the work was divided"
+
+
+def test_a_txt_file_may_be_one_document(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.txt").write_text(f"{name}\n\n{name} again\n")
+    options = PrepareOptions(TextOptions(split_text="none"), part_bytes=2)
+    prepare([str(tmp_path)], str(tmp_path / "out"), tokenizer, options)
+    assert documents_of(tmp_path / "out", tokenizer) == ["a\n\na again", "b\n\nb again"]
+
+
+def test_pieces_of_any_size_lose_and_repeat_nothing(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    texts = make_texts(40)
+    paths = [write_jsonl(tmp_path / "t.jsonl", texts), str(tmp_path / "t.txt")]
+    (tmp_path / "t.txt").write_text("\n\n" + "\n\n\n".join(texts) + "\n\n", encoding="utf-8")
+    for number, part_bytes in enumerate((1, 7, 50, 51, 52, 333, 100_000)):
+        for path in paths:
+            output = tmp_path / f"out-{number}-{path[-3:]}"
+            prepare([path], str(output), tokenizer, PrepareOptions(part_bytes=part_bytes))
+            assert documents_of(output, tokenizer) == texts
+
+
+def test_output_is_the_same_for_any_number_of_workers(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    path = write_jsonl(tmp_path / "t.jsonl", make_texts())
+    options = PrepareOptions(part_bytes=2000, shard_tokens=700, validation_fraction=0.2)
+    for workers in (1, 3):
+        prepare([path], str(tmp_path / f"{workers}"), tokenizer, options, workers)
+    one = files_of(tmp_path / "1")
+    assert one == files_of(tmp_path / "3")
+    assert any("-001.tokens" in name for name in one), "parts had several shards"
+
+
+LONG_RUN = """
+import sys
+from titan_smf.data.prepare import prepare
+from titan_smf.data.prepare_part import PrepareOptions
+from titan_smf.data.tokenizer import load_tokenizer
+if __name__ == "__main__":
+    options = PrepareOptions(part_bytes=3000, validation_fraction=0.1)
+    prepare([sys.argv[1]], sys.argv[2], load_tokenizer("bytes"), options, int(sys.argv[3]))
+"""
+
+
+def group_is_gone(group: int) -> bool:
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return True
+    return False
+
+
+def wait_until(condition: Callable[[], bool], what: str) -> None:
+    end = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < end, what
+        time.sleep(0.002)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_killed_and_started_again_equals_uninterrupted(
+    tmp_path: Path, tokenizer: Tokenizer, workers: int
+) -> None:
+    texts = make_texts(12_000)
+    path = write_jsonl(tmp_path / "t.jsonl", texts)
+    script = tmp_path / "run.py"
+    script.write_text(LONG_RUN)
+    output = tmp_path / "killed"
+    command = [sys.executable, str(script), path, str(output), str(workers)]
+    records = output / "parts"
+    kept: dict[str, int] = {}
+    for kill in range(2):
+        process = subprocess.Popen(command, start_new_session=True, stderr=subprocess.DEVNULL)
+        enough = len(kept) + 5 + 20 * kill
+        wait_until(lambda: len(list(records.glob("*"))) >= enough, "parts are recorded")  # noqa: B023
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+        wait_until(lambda: group_is_gone(process.pid), "workers end with their parent")  # noqa: B023
+        assert not (output / "index.json").exists(), "it was killed before the end"
+        with pytest.raises(DataError, match=r"is not finished; run tools/prepare_data.py again"):
+            TokenShards(str(output))
+        finished = {path.name: path.stat().st_mtime_ns for path in records.glob("*.json")}
+        assert kept.items() <= finished.items(), "finished parts were not done again"
+        kept = finished
+    options = PrepareOptions(part_bytes=3000, validation_fraction=0.1)
+    resumed = prepare([path], str(output), tokenizer, options)
+    uninterrupted = prepare([path], str(tmp_path / "whole"), tokenizer, options)
+    assert resumed == uninterrupted
+    assert files_of(output) == files_of(tmp_path / "whole")
+
+
+def test_finished_work_is_not_repeated(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    path = write_jsonl(tmp_path / "t.jsonl", make_texts())
+    output = tmp_path / "out"
+    first = prepare([path], str(output), tokenizer, SMALL)
+    times = {file: file.stat().st_mtime_ns for file in output.rglob("*.tokens")}
+    assert prepare([path], str(output), tokenizer, SMALL) == first
+    assert times == {file: file.stat().st_mtime_ns for file in output.rglob("*.tokens")}
+
+
+def test_lost_and_torn_shards_are_made_again(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    path = write_jsonl(tmp_path / "t.jsonl", make_texts())
+    output = tmp_path / "out"
+    options = PrepareOptions(part_bytes=4000, validation_fraction=0.3)
+    prepare([path], str(output), tokenizer, options)
+    whole = files_of(output)
+    (output / "00001-000.tokens").unlink()
+    torn = output / "validation" / "00002-000.tokens"
+    torn.write_bytes(torn.read_bytes()[:-1])
+    prepare([path], str(output), tokenizer, options)
+    assert files_of(output) == whole
+
+
+def test_validation_documents_are_no_training_documents(
+    tmp_path: Path, tokenizer: Tokenizer
+) -> None:
+    texts = make_texts(2000)
+    path = write_jsonl(tmp_path / "t.jsonl", texts + texts[:500])
+    options = PrepareOptions(part_bytes=20_000, validation_fraction=0.1)
+    prepare([path], str(tmp_path / "out"), tokenizer, options)
+    train = documents_of(tmp_path / "out", tokenizer)
+    validation = documents_of(tmp_path / "out" / "validation", tokenizer)
+    assert set(train).isdisjoint(validation)
+    assert sorted(train + validation) == sorted(texts + texts[:500])
+    assert 150 < len(set(validation)) < 250
+    prepare([path], str(tmp_path / "again"), tokenizer, PrepareOptions(validation_fraction=0.1))
+    assert documents_of(tmp_path / "again" / "validation", tokenizer) == validation
+
+
+def test_output_may_be_a_url(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    texts = make_texts()
+    path = write_jsonl(tmp_path / "t.jsonl", texts)
+    url = "memory://prepared/shards"
+    prepare([path], url, tokenizer, SMALL)
+    prepare([path], url, tokenizer, SMALL)
+    local = tmp_path / "local"
+    prepare([path], str(local), tokenizer, SMALL)
+    remote = TokenShards(url, cache_dir=tmp_path / "cache")
+    assert remote.digest == TokenShards(str(local)).digest
+
+
+BAD_LINES: list[tuple[bytes, str]] = [
+    (b'{"text": "torn', "is not JSON: "),
+    (b"[1, 2]", "is [1, 2], not an object"),
+    (b'{"body": "x"}', "has no field 'text', but body"),
+    (b'{"text": 3}', "field 'text' is 3, not a text"),
+    (b'{"text": null}', "field 'text' is null, not a text"),
+    (b'{"text": "\xff"}', "is not UTF-8"),
+    (b'{"text": "\\ud800"}', "field 'text' holds half of a surrogate pair"),
+    (b"[" * 100_000, "is not JSON: "),
+]
+
+
+def test_bad_lines_are_named_or_counted(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    good = b'{"text": "good"}\n' * 30
+    for number, (line, cause) in enumerate(BAD_LINES):
+        path = tmp_path / f"{number}.jsonl"
+        path.write_bytes(good + line + b"\n" + good)
+        output = str(tmp_path / f"out-{number}")
+        for options in (SMALL, PrepareOptions(part_bytes=100)):
+            with pytest.raises(DataError) as raised:
+                prepare([str(path)], output, tokenizer, options)
+            assert f"{path}:31: {cause}" in str(raised.value)
+
+    everything = tmp_path / "all.jsonl"
+    everything.write_bytes(good + b"\n".join([*(line for line, _ in BAD_LINES), good]))
+    for workers in (1, 3):
+        output = str(tmp_path / f"out-all-{workers}")
+        options = PrepareOptions(part_bytes=100, on_bad_line="skip", max_bad_lines=7)
+        with pytest.raises(DataError, match=r"8 lines were rejected, --max-bad-lines allows 7"):
+            prepare([str(everything)], output, tokenizer, options, workers)
+        options = PrepareOptions(part_bytes=100, on_bad_line="skip", max_bad_lines=8)
+        counts = prepare([str(everything)], output, tokenizer, options, workers)
+        assert (counts.documents, counts.rejected_lines) == (60, 8)
+        assert [where for where, _ in counts.rejected] == [
+            f"{everything}:{n}" for n in range(31, 39)
+        ]
+
+
+def test_bad_text_and_rows_are_named(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    text = tmp_path / "latin.txt"
+    text.write_bytes(b"fine\n\n" * 20 + b"a line\nna\xefve\n\nfine\n")
+    rows = ["fine"] * 50 + [None] + ["fine"] * 9
+    table = pyarrow.table({"text": pyarrow.array(rows, pyarrow.string())})
+    pyarrow.parquet.write_table(table, tmp_path / "rows.parquet", row_group_size=20)
+    broken = pyarrow.array([b"fine", b"\xff"], pyarrow.binary()).view(pyarrow.string())
+    pyarrow.parquet.write_table(pyarrow.table({"text": broken}), tmp_path / "utf8.parquet")
+    (tmp_path / "hub").mkdir()
+    write_jsonl(tmp_path / "hub" / "train.jsonl", ["fine", "fine"])
+    for number, (path, message) in enumerate([
+        ("latin.txt", r"latin.txt:42: is not UTF-8"),
+        ("rows.parquet", r"rows.parquet: row 51: field 'text' is null, not a text"),
+        ("utf8.parquet", r"utf8.parquet: row 2: is not UTF-8"),
+    ]):  # fmt: skip
+        with pytest.raises(DataError, match=message):
+            prepare([str(tmp_path / path)], str(tmp_path / f"out{number}"), tokenizer, SMALL)
+    options = PrepareOptions(TextOptions(field="body"))
+    with pytest.raises(DataError, match=r"hub: file 1 of 1, row 1: has no field 'body', but text"):
+        prepare([f"hf:{tmp_path / 'hub'}"], str(tmp_path / "out-hub"), tokenizer, options)
+
+
+def test_empty_documents_are_left_out_and_counted(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    path = write_jsonl(tmp_path / "t.jsonl", ["one", "", " \n", "two"])
+    counts = prepare([path], str(tmp_path / "out"), tokenizer, SMALL)
+    assert (counts.documents, counts.empty_documents) == (2, 2)
+    assert documents_of(tmp_path / "out", tokenizer) == ["one", "two"]
+
+
+def test_a_failed_start_does_not_bind_the_output(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    path = tmp_path / "t.jsonl"
+    path.write_text('{"body": "one"}\n')
+    with pytest.raises(DataError, match="has no field 'text'"):
+        prepare([str(path)], str(tmp_path / "out"), tokenizer, SMALL)
+    options = PrepareOptions(TextOptions(field="body"))
+    prepare([str(path)], str(tmp_path / "out"), tokenizer, options)
+    assert documents_of(tmp_path / "out", tokenizer) == ["one"]
+
+
+def test_another_run_on_the_same_output_is_refused(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    from filelock import FileLock
+
+    path = write_jsonl(tmp_path / "t.jsonl", ["one"])
+    (tmp_path / "out").mkdir()
+    with (
+        FileLock(tmp_path / "out" / ".lock"),
+        pytest.raises(DataError, match="another run is writing to it"),
+    ):
+        prepare([path], str(tmp_path / "out"), tokenizer, SMALL)
+
+
+def test_wrong_options_are_named() -> None:
+    wrong: list[tuple[dict[str, Any], str]] = [
+        ({"validation_fraction": 1.0}, "validation_fraction: got 1.0"),
+        ({"on_bad_line": "ignore"}, "on_bad_line: got 'ignore'; allowed: raise, skip"),
+        ({"part_bytes": 0}, "part_bytes: got 0"),
+        ({"max_bad_lines": -1}, "max_bad_lines: got -1"),
+    ]
+    for options, message in wrong:
+        with pytest.raises(ConfigError, match=message):
+            PrepareOptions(**options)
+    with pytest.raises(ConfigError, match="split_text: got 'lines'; allowed: blank-lines, none"):
+        TextOptions(split_text="lines")
+
+
+def test_help_imports_neither_torch_nor_datasets() -> None:
+    script = (
+        "import sys, runpy; sys.argv = ['prepare_data.py', '--help']\n"
+        "try: runpy.run_path('tools/prepare_data.py', run_name='__main__')\n"
+        "except SystemExit: print(sorted({'torch', 'datasets', 'pyarrow'} & set(sys.modules)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.startswith("usage: prepare_data.py")
+    assert done.stdout.endswith("[]\n")
+
+
+def test_the_tool_reports_and_resumes(tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "t.jsonl", make_texts())
+    output = tmp_path / "out"
+    arguments = [path, "--output", output, "--train-tokenizer", 300, "--validation-fraction", 0.1]
+    for attempt in range(2):
+        done = run_tool(*arguments, "--workers", 2)
+        assert done.returncode == 0, done.stderr
+        assert "400 documents" in done.stdout
+        assert "0 rejected lines" in done.stdout
+        assert ("tokens (" in done.stdout) == (attempt == 0), "progress, where there is work"
+    tokenizer = load_tokenizer(path=str(output / "tokenizer.tiktoken"))
+    assert tokenizer.n_vocab == 300
+    train = documents_of(output, tokenizer)
+    validation = documents_of(output / "validation", tokenizer)
+    assert sorted(train + validation) == sorted(make_texts())
+
+
+def test_user_mistakes_end_with_one_line_and_exit_code_2(tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "corpus.jsonl", make_texts(20))
+    (tmp_path / "empty.jsonl").write_text("")
+    (tmp_path / "broken.jsonl").write_text('{"text": "fine"}\n{"text": \n')
+    (tmp_path / "broken.parquet").write_bytes(b"PAR1 this is not parquet PAR1")
+    (tmp_path / "torn.jsonl.gz").write_bytes(gzip.compress(b'{"text": "x"}\n' * 999)[:-9])
+    harmed = bytearray(gzip.compress(b"".join(b'{"text": "%d"}\n' % n for n in range(9999))))
+    harmed[10:20] = b"\xff" * 10
+    (tmp_path / "harmed.jsonl.gz").write_bytes(harmed)
+    (tmp_path / "words.csv").write_text("a,b")
+    pyarrow.parquet.write_table(pyarrow.table({"n": [1]}), tmp_path / "n.parquet")
+    out = tmp_path / "out"
+    prepared = ["--output", out, "--tokenizer-name", "bytes"]
+    assert run_tool(path, *prepared).returncode == 0
+
+    fresh = ["--output", tmp_path / "fresh", "--tokenizer-name", "bytes"]
+    other = ["--output", tmp_path / "fresh"]
+    for arguments, message in [
+        ([tmp_path / "corpus.json", *fresh], "does not exist; beside it there is corpus.jsonl"),
+        (["some/dataset", *fresh], "write hf:some/dataset"),
+        ([tmp_path / "*.text", *fresh], "no file matches"),
+        ([tmp_path / "words.csv", *fresh], "is of no known kind"),
+        ([tmp_path / "empty.jsonl", *fresh], "empty.jsonl: is empty"),
+        ([tmp_path / "broken.jsonl", *fresh], "broken.jsonl:2: is not JSON: Expecting value"),
+        ([tmp_path / "broken.parquet", *fresh], "broken.parquet: cannot be read: "),
+        ([tmp_path / "torn.jsonl.gz", *fresh], "torn.jsonl.gz: cannot be read: Compressed"),
+        ([tmp_path / "harmed.jsonl.gz", *fresh], "harmed.jsonl.gz: cannot be read: Error -3"),
+        ([tmp_path / "n.parquet", *fresh], "has no column 'text', but n"),
+        ([tmp_path / "n.parquet", *fresh, "--field", "n"], "column 'n' holds int64, not text"),
+        (["nosuch://bucket/x.txt", *fresh], "nosuch://bucket/x.txt: cannot be reached"),
+        ([path, *other], "either tokenizer.name or tokenizer.path"),
+        ([path, *other, "--tokenizer-path", tmp_path / "no"], "no: cannot be read: No such file"),
+        ([path, *fresh, "--validation-fraction", 2], "validation_fraction: got 2.0"),
+        ([path, *prepared, "--field", "body"], "was made with other settings: field (text there"),
+        ([path, "--output", out, "--train-tokenizer", 290], "was made with other settings: token"),
+        ([path, path, *prepared], "was made with other settings: inputs"),
+        ([path, "--output", tmp_path / "empty.jsonl", "--tokenizer-name", "bytes"],
+         "empty.jsonl: cannot be written"),
+    ]:  # fmt: skip
+        done = run_tool(*arguments)
+        assert done.returncode == 2, done.stderr + done.stdout
+        assert done.stderr.startswith("error: ")
+        assert message in done.stderr
+        assert done.stderr.count("\n") == 1, "one line, no traceback"
+
+    write_jsonl(tmp_path / "corpus.jsonl", make_texts(21))
+    done = run_tool(path, *prepared)
+    assert (done.returncode, "the files behind the inputs" in done.stderr) == (2, True)

@@ -1,0 +1,257 @@
+"""Full finetuning, LoRA, replay: the same on every placement; LoRA changes its adapters alone."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from safetensors.torch import load_file, save_file
+
+from tests.support.launch import run_on_ranks
+from tests.training.test_sparse_memory import selections, weights
+from tests.training.test_training import EXACT, HSDP, ROOT, arguments, metrics
+from titan_smf.checkpoint.merge_adapters import merge_adapters
+from titan_smf.checkpoint.peft_format import ADAPTER_FILE, CONFIG_FILE
+from titan_smf.errors import CheckpointError
+
+FULL = "debug_full_ft"
+LORA = "debug_lora_ft"
+SPARSE = "debug_sparse_ft"
+DENSE = {"memory.layers": "[]"}
+SHORT: dict[str, Any] = EXACT | {
+    "training.steps": 4,
+    "training.seq_len": 96,
+    "checkpoint.interval": 2,
+    "stream.path": "synthetic:world?facts=300&new_facts=2",
+    "stream.epochs": 2,
+    "metrics.enable_tensorboard": "false",
+}
+REPLAY = {
+    "replay.share": 0.25,
+    "replay.sources": '[{path = "synthetic:world?facts=300&new_facts=2"}]',
+}
+BASES: dict[str, tuple[str, dict[str, Any]]] = {"base": (FULL, {}), "dense base": (FULL, DENSE)}
+RUNS: dict[str, tuple[str, dict[str, Any]]] = {
+    "full": (FULL, {}),
+    "full dense": (FULL, DENSE),
+    "values": (FULL, {"finetune.method": "values"}),
+    "lora": (LORA, REPLAY),
+    "lora two maps": (LORA, {"lora.targets": "wv,w2", "activation_checkpoint.mode": "full"}),
+    "lora attention dense": (LORA, DENSE | {"lora.targets": "attention"}),
+    "sparse replay": (SPARSE, REPLAY | {"lr_scheduler.decay_ratio": 0.0}),
+}
+RUNS_OF_TEXTS = ("sparse replay", "sparse texts")  # with and without replay between the texts
+RESUMED = ("full", "lora", "sparse replay")
+TOKENS = torch.arange(2 * 40).view(2, 40) % 250
+
+
+def settings_of(name: str, bases: Path) -> dict[str, Any]:
+    settings = SHORT | RUNS[name][1]
+    base = bases / ("dense base" if "dense" in name else "base")
+    return settings | {"checkpoint.initial_load_path": str(base)}
+
+
+def build(config_name: str, settings: dict[str, Any], folder: Path) -> Any:
+    """A trainer."""
+    from titan_smf.config.checks import check
+    from titan_smf.config.job import load_config
+    from titan_smf.training.trainer import Trainer
+
+    words = arguments(folder, settings, ROOT / f"train_configs/{config_name}.toml")
+    config = load_config(words)
+    check(config, dist.get_world_size())
+    return Trainer(config)
+
+
+@torch.no_grad()
+def logits(trainer: Any) -> torch.Tensor:
+    return trainer.model(TOKENS)[0]
+
+
+def learn(rank: int, ranks: int, folder: str, runs: dict[str, tuple[str, dict[str, Any]]]) -> None:
+    """Runs one after another."""
+    for name, (config, settings) in runs.items():
+        trainer = build(config, settings, Path(folder) / name)
+        trainer.train()
+        trainer.close()
+
+
+def learn_and_merge(
+    rank: int,
+    ranks: int,
+    folder: str,
+    bases: str,
+    more: dict[str, Any],
+    others: dict[str, tuple[str, dict[str, Any]]],
+) -> dict[str, list[torch.Tensor]]:
+    """All runs, and others; of those with LoRA the logits before, after, of base and merged."""
+    learn(rank, ranks, folder, others)
+    found = {}
+    for name, (config, _) in RUNS.items():
+        run, settings = Path(folder) / name, settings_of(name, Path(bases)) | more
+        trainer = build(config, settings, run)
+        if config == LORA:
+            trainer.restore()
+            found[name] = [logits(trainer)]
+        trainer.train()
+        if config == LORA:
+            found[name].append(logits(trainer))
+        trainer.close()
+        if config != LORA:
+            continue
+        base, merged = Path(settings["checkpoint.initial_load_path"]), run / "merged by 0"
+        # Reading a checkpoint is collective: every rank merges, only the first one's result stays.
+        merge_adapters(base, run, run / f"merged by {rank}", report=print)
+        dist.barrier()
+        for start in (base, merged):
+            model = {key: value for key, value in settings.items() if not key.startswith("lora.")}
+            model["checkpoint.initial_load_path"] = str(start)
+            trainer = build(FULL, model, run / f"from {start.name}")
+            trainer.restore()
+            found[name].append(logits(trainer))
+            trainer.close()
+    return found
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """Every run on 1, 2 and 4 ranks and on HSDP 2x2, in float64, from bases made on 2 ranks.
+
+    Some are begun on HSDP a second time, and go on on 2 ranks.
+    """
+    folder = tmp_path_factory.mktemp("runs")
+    bases = {
+        name: (config, SHORT | settings | {"optimizer.lr": 0.01})
+        for name, (config, settings) in BASES.items()
+    }
+    run_on_ranks(learn, 2, str(folder), bases)
+    found = {}
+    for placement, ranks, more in (("2x2", 4, HSDP), ("4", 4, {}), ("1", 1, {}), ("2", 2, {})):
+        begun = {
+            f"../resumed/{name}": (RUNS[name][0], settings_of(name, folder) | more)
+            for name in RESUMED
+        }
+        if placement == "2x2":
+            begun = {name: (c, s | {"training.steps": 2}) for name, (c, s) in begun.items()}
+        elif placement == "1":
+            texts = settings_of("sparse replay", folder) | {"replay.share": 0.0}
+            begun = {"sparse texts": (SPARSE, texts | {"training.global_batch_size": 6})}
+        elif placement == "4":
+            begun = {}
+        arguments = str(folder / placement), str(folder), more, begun
+        found[placement] = run_on_ranks(learn_and_merge, ranks, *arguments, timeout=400)
+    return folder, found
+
+
+@pytest.mark.parametrize("placement", ["2", "4", "2x2"])
+def test_losses_do_not_depend_on_the_placement(
+    runs: tuple[Path, dict[str, Any]], placement: str
+) -> None:
+    folder, _ = runs
+    for name in RUNS:
+        for metric in ("loss", "grad_norm"):
+            one = metrics(folder / "1" / name, metric)
+            assert len(one) == 4
+            several = metrics(folder / placement / name, metric)
+            assert several == pytest.approx(one, rel=0, abs=1e-10), name
+    here, alone = (selections(folder / place / "sparse replay") for place in (placement, "1"))
+    assert here == alone
+
+
+@pytest.mark.parametrize("name", RESUMED)
+def test_resumed_on_other_ranks_it_ends_as_if_never_stopped(
+    runs: tuple[Path, dict[str, Any]], name: str
+) -> None:
+    folder, _ = runs
+    for metric in ("loss", "grad_norm"):
+        straight = metrics(folder / "1" / name, metric)
+        resumed = metrics(folder / "resumed" / name, metric)
+        assert resumed == pytest.approx(straight, rel=0, abs=1e-10)
+
+
+def test_replayed_tokens_do_not_count_for_the_selection(
+    runs: tuple[Path, dict[str, Any]],
+) -> None:
+    folder, _ = runs
+    with_replay, texts = (selections(folder / "1" / name) for name in RUNS_OF_TEXTS)
+    assert with_replay[0] == texts[0]
+    losses, of_texts = (metrics(folder / "1" / name) for name in RUNS_OF_TEXTS)
+    assert abs(losses[0] - of_texts[0]) > 1e-3, "replayed tokens are learned all the same"
+
+
+def test_lora_starts_as_its_base_and_merged_it_is_what_it_was(
+    runs: tuple[Path, dict[str, Any]],
+) -> None:
+    for placement, ranks in runs[1].items():
+        for name, (before, after, base, merged) in ranks[0].items():
+            assert torch.equal(before, base), (placement, name)
+            assert (after - base).abs().max() > 1e-3, (placement, name)
+            assert (merged - after).abs().max() < 1e-12, (placement, name)
+
+
+@pytest.mark.parametrize("name", [name for name in RUNS if name.startswith("lora")])
+def test_lora_changes_nothing_but_adapters(runs: tuple[Path, dict[str, Any]], name: str) -> None:
+    folder, _ = runs
+    early, late = weights(folder / "1" / name, 2), weights(folder / "1" / name, 4)
+    adapters = {key for key in late if ".lora_" in key}
+    assert not [key for key in late if torch.equal(early[key], late[key]) == (key in adapters)]
+
+
+def test_values_alone_change_where_they_alone_learn(runs: tuple[Path, dict[str, Any]]) -> None:
+    folder, _ = runs
+    early, late = weights(folder / "1" / "values", 2), weights(folder / "1" / "values", 4)
+    changed = {key for key in late if not torch.equal(early[key], late[key])}
+    assert changed == {"model.tables.0.values"}
+
+
+def test_adapters_that_do_not_fit_are_not_merged(
+    runs: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    folder, _ = runs
+    base, run, output = folder / "base", folder / "1" / "lora", tmp_path / "merged"
+    tensors, config = load_file(run / ADAPTER_FILE), json.loads((run / CONFIG_FILE).read_text())
+    beyond = {name.replace("layers.0", "layers.9"): tensor for name, tensor in tensors.items()}
+    alone = {name: tensor for name, tensor in tensors.items() if not name.endswith("B.weight")}
+    for number, (found, settings, message) in enumerate(
+        [
+            (beyond, config, "layers.9.* does not fit the weights in .*base"),
+            (alone, config, "is no adapter of a map of this Llama"),
+            (tensors | {"lm_head.weight": torch.zeros(1)}, config, "lm_head.weight is no part"),
+            (tensors, config | {"use_rslora": True}, "adapters with use_rslora are not supported"),
+            (tensors, {}, "the adapters cannot be read"),
+        ]
+    ):
+        adapters = tmp_path / str(number)
+        adapters.mkdir()
+        save_file(found, adapters / ADAPTER_FILE)
+        (adapters / CONFIG_FILE).write_text(json.dumps(settings))
+        with pytest.raises(CheckpointError, match=message):
+            merge_adapters(base, adapters, output, report=print)
+    with pytest.raises(CheckpointError, match="has adapters itself"):
+        merge_adapters(run, run, output, report=print)
+    with pytest.raises(CheckpointError, match="no adapters there"):
+        merge_adapters(base, folder / "1" / "full", output, report=print)
+    with pytest.raises(CheckpointError, match="learned beside other weights: their fingerprint is"):
+        merge_adapters(run / "merged by 0", run, output, report=print)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["0", "1", "2", "3", "4"]
+    merge_adapters(base, run, output, report=print)
+    with pytest.raises(CheckpointError, match="exists; give the name of a new folder"):
+        merge_adapters(base, run, output, report=print)
+
+
+@pytest.mark.parametrize(
+    ("config", "settings", "message"),
+    [
+        (FULL, {}, 'has adapters; set finetune.method = "lora"'),
+        (LORA, {"lora.alpha": 3.0}, "alpha was 16.0 there and is 3.0 here"),
+    ],
+)
+def test_weights_with_adapters_start_a_run_with_the_same_adapters(
+    runs: tuple[Path, dict[str, Any]], tmp_path: Path, config: str, settings: Any, message: str
+) -> None:
+    start = {"checkpoint.initial_load_path": str(runs[0] / "1" / "lora")}
+    run = {"run": (config, SHORT | settings | start)}
+    with pytest.raises(RuntimeError, match=message):
+        run_on_ranks(learn, 1, str(tmp_path), run)

@@ -1,0 +1,78 @@
+"""What a sparse step receives from other ranks follows a formula without the table's size."""
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.launch import run_on_ranks
+from tests.training.test_sparse_memory import CONFIG
+from tests.training.test_training import arguments
+
+N_KEYS = (48, 96, 192)
+TOP_T = 60
+SETTINGS: dict[str, Any] = {
+    "stream.path": "",  # documents without padding: every token counts
+    "data.sources": '[{ path = "synthetic:world?facts=300" }]',
+    "memory.k": 24,  # so that nearly every token needs every owner, whatever its slots
+    "training.local_batch_size": 2,
+    "training.global_batch_size": 16,
+    "training.steps": 2,
+    "selection.top_t": TOP_T,
+    "checkpoint.enable": "false",
+    "metrics.enable_tensorboard": "false",
+}
+
+
+def received(rank: int, ranks: int, folder: str) -> list[tuple[Counter[str], int]]:
+    """For each size of the table the bytes of a step by collective, and the lookups' own count."""
+    from titan_smf.bench.measure import ReceivedBytes
+    from titan_smf.config.checks import check
+    from titan_smf.config.job import load_config
+    from titan_smf.training.trainer import Trainer
+
+    class Counted(Trainer):
+        def train_step(self, data_iterator: Any) -> Any:
+            wire = next(self.model.value_tables()).wire
+            assert wire is not None
+            before = wire.bytes_received
+            with ReceivedBytes() as collectives:
+                result = super().train_step(data_iterator)
+            steps.append((collectives.received, wire.bytes_received - before))
+            return result
+
+    last_steps = []
+    for n_keys in N_KEYS:
+        steps: list[tuple[Counter[str], int]] = []
+        settings = SETTINGS | {"memory.n_keys": n_keys}
+        config = load_config(arguments(Path(folder) / str(n_keys), settings, CONFIG))
+        check(config, ranks)
+        trainer = Counted(config)
+        trainer.train()
+        trainer.close()
+        last_steps.append(steps[-1])
+    return last_steps
+
+
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_bytes_of_a_step_do_not_depend_on_the_size_of_the_table(ranks: int, tmp_path: Path) -> None:
+    from titan_smf.bench.step import sparse_step_bytes
+
+    results = run_on_ranks(received, ranks, str(tmp_path), timeout=240)
+    T, K, V, micro_batches = 2 * 128, 4 * 24, 64, 16 // (2 * ranks)
+    expected = sparse_step_bytes(T, K, V, ranks, 4, TOP_T, micro_batches)
+    for size, n_keys in enumerate(N_KEYS):
+        of_ranks = [result[size] for result in results]
+        for collectives, of_lookups in of_ranks:
+            assert collectives["alltoall_base_"] == of_lookups, "each exchange is counted"
+            dense = collectives["_allgather_base_"]  # FSDP's, of frozen weights
+            assert dense > 0
+            assert set(collectives) <= {
+                "alltoall_base_",
+                "allgather_",
+                "allreduce_",
+                "_allgather_base_",
+            }, "no gradient of a frozen weight travels"
+        own = [collectives.total() - collectives["_allgather_base_"] for collectives, _ in of_ranks]
+        assert sum(own) / ranks == pytest.approx(expected, rel=0.02), n_keys

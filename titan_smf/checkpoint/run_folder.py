@@ -1,0 +1,71 @@
+"""The folder of a run: one run writes into it at a time, and none begins anew over another."""
+
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from titan_smf.checkpoint.checkpointer import LAST, committed_steps
+from titan_smf.errors import CheckpointError, ConfigError, UserError
+from titan_smf.runtime import from_first_rank
+
+
+def make_folder(folder: Path) -> None:
+    """Make the folder of a run.
+
+    Raises:
+        ConfigError: it cannot be made or is something else.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        allowed = f"a folder that can be written ({error.strerror})"
+        raise ConfigError("job.dump_folder", str(folder), allowed) from None
+
+
+def hold(folder: Path) -> FileLock:
+    """Keep other runs out of the folder until the lock is released or this process ends.
+
+    Collective: rank 0 holds the lock, every rank learns whether it could.
+
+    Raises:
+        UserError: another run holds it.
+    """
+    lock = FileLock(folder / ".lock")
+
+    def held() -> bool:
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            return False
+        return True
+
+    if not from_first_rank(held):
+        raise UserError(f"{folder}: another run is writing there; give another job.dump_folder")
+    return lock
+
+
+def check_not_begun(folder: Path, checkpoints: Path, resumes: bool) -> None:
+    """A run that has saved goes on from there: it never starts from random weights instead.
+
+    Args:
+        folder: the run's.
+        checkpoints: the folder of its checkpoints.
+        resumes: whether this start would have taken a checkpoint (`checkpoint.enable`).
+
+    Raises:
+        CheckpointError: there are checkpoints which this start ignores, or they have gone.
+    """
+    steps = from_first_rank(lambda: committed_steps(checkpoints))
+    if steps and not resumes:
+        raise CheckpointError(
+            f"{folder} holds a run with checkpoints up to step {steps[-1]}, which a start without "
+            "checkpoint.enable would overwrite; enable it to go on, or give a new job.dump_folder"
+        )
+    last = from_first_rank(
+        lambda: (folder / LAST).read_text().strip() if (folder / LAST).is_file() else ""
+    )
+    if last and not steps:
+        raise CheckpointError(
+            f"{folder}: this run saved {last}, but {checkpoints} holds no complete checkpoint; "
+            "restore it, or give a new job.dump_folder to start anew"
+        )

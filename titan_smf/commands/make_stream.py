@@ -1,0 +1,121 @@
+"""The options of tools/make_stream.py, and what its three commands do with them."""
+
+import argparse
+from collections.abc import Sequence
+from typing import Any
+
+from titan_smf.data.raw_text import TextOptions
+from titan_smf.errors import ConfigError
+from titan_smf.streams.endpoint import Endpoint
+from titan_smf.streams.making import (
+    Asking,
+    Choice,
+    Making,
+    check_output,
+    make_documents,
+    make_facts,
+    text_of_facts,
+    write_lines,
+)
+from titan_smf.streams.records import Fact, read_records
+
+INPUTS = {"facts": "QUESTIONS", "documents": "TEXT", "text": "FACTS"}
+STREAMS = "facts documents"
+
+# commands, option, default, what it is
+OPTIONS: list[tuple[str, str, str | int | float | bool, str]] = [
+    ("facts documents text", "--overwrite", False, "replace an output that exists"),
+    ("facts documents text", "--seed", 0, "of what is drawn"),
+    (STREAMS, "--part", "", "i/n: the i-th of n parts that share no question or chunk, as 1/2"),
+    (STREAMS, "--skip", 0, "records of the part that are left out first"),
+    (STREAMS, "--limit", 0, "records at most, else all"),
+    ("facts", "--statements", 64, "statements of a fact"),
+    ("documents", "--rewrites", 64, "rewrites of a chunk"),
+    ("documents", "--chunk-words", 100, "words of a chunk, about: it ends where a sentence does"),
+    ("documents", "--field", "text", "jsonl field or column that holds the text"),
+    ("documents", "--split-text", "blank-lines", "txt: documents end at blank-lines, or none"),
+    ("documents", "--hf-config", "", "configuration of the hub datasets"),
+    ("documents", "--hf-split", "train", "split of the hub datasets"),
+    ("text", "--statements", 8, "times that a fact is stated, and asked if it is asked at all"),
+    ("text", "--asked-share", 0.8, "share of the facts that are asked too"),
+    (STREAMS, "--from-field", "", "field of the input that has the statements or rewrites"),
+    (STREAMS, "--endpoint", "", "URL of an OpenAI-compatible API, up to /v1"),
+    (STREAMS, "--model", "", "its model"),
+    (STREAMS, "--key-variable", "OPENAI_API_KEY", "environment variable that holds its key"),
+    (STREAMS, "--prompts", "", "TOML file of prompts, in place of titan_smf/streams/prompts.toml"),
+    (STREAMS, "--cache", "", "folder of the kept answers, else one in ~/.cache/titan_smf"),
+    (STREAMS, "--concurrency", 8, "records that are asked for at once"),
+    (STREAMS, "--price-in", 0.0, "price of a million tokens in, for the cost"),
+    (STREAMS, "--price-out", 0.0, "price of a million tokens out"),
+    (STREAMS, "--yes", False, "agree to the cost beforehand"),
+]
+
+
+def parse_arguments(description: str) -> argparse.Namespace:
+    """The command and its options, from the command line."""
+    form = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=description, formatter_class=form)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, metavar in INPUTS.items():
+        command = commands.add_parser(name, description=description, formatter_class=form)
+        command.add_argument("inputs", nargs="+" if name == "documents" else 1, metavar=metavar)
+        command.add_argument("--output", required=True, help="path or URL that ends in .jsonl")
+        for where, option, default, meaning in OPTIONS:
+            if name not in where.split():
+                continue
+            if default is False:
+                command.add_argument(option, action="store_true", help=meaning)
+            else:
+                shown = f"{meaning} (default: {default})" if default else meaning
+                command.add_argument(option, default=default, type=type(default), help=shown)
+    return parser.parse_args()
+
+
+def run(args: argparse.Namespace) -> None:
+    """Make what the arguments say, and write it.
+
+    Raises:
+        UserError: a mistake in the input or the settings, or an endpoint that does not answer.
+    """
+    check_output(args.output, args.overwrite)
+    records: Sequence[Any]
+    if args.command == "text":
+        facts = read_records(args.inputs[0], Fact)
+        records = text_of_facts(facts, args.statements, args.asked_share, args.seed)
+        told = f"{len(records):,} texts of {len(facts):,} facts"
+    elif args.command == "facts":
+        records = make_facts(args.inputs[0], _making(args, args.statements), report)
+        told = (
+            f"{len(records):,} facts, {sum(len(fact.statements) for fact in records):,} statements"
+        )
+    else:
+        text = TextOptions(args.field, args.split_text, args.hf_config, args.hf_split)
+        making = _making(args, args.rewrites)
+        records = make_documents(args.inputs, making, report, text, args.chunk_words)
+        told = (
+            f"{len(records):,} chunks, {sum(len(chunk.rewrites) for chunk in records):,} rewrites"
+        )
+    print(f"{args.output}: {told}, {write_lines(args.output, records):,} bytes")
+
+
+def report(line: str) -> None:
+    """Show a line at once, also where the output is a file."""
+    print(line, flush=True)
+
+
+def _making(args: argparse.Namespace, count: int) -> Making:
+    asking = None
+    if args.endpoint:
+        asking = Asking(
+            Endpoint(args.endpoint, args.model, args.key_variable),
+            args.prompts,
+            args.cache,
+            args.concurrency,
+            args.price_in,
+            args.price_out,
+            args.yes,
+        )
+    elif args.model or args.prompts:
+        raise ConfigError("--endpoint", "", "a URL, since a model or prompts are given")
+    choice = Choice(args.part, args.skip, args.limit)
+    return Making(count, args.seed, args.from_field, asking, choice)

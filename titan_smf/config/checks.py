@@ -1,0 +1,230 @@
+"""What settings can mean, by themselves and together, before anything of a run is built.
+
+What only a part of the run can check, that part checks: a flavor's sizes the model, names and paths
+the tokenizer and the data.
+"""
+
+import math
+import sys
+from collections.abc import Iterator, Sequence
+from itertools import chain
+
+import torch
+
+from titan_smf.config.job import JobConfig
+from titan_smf.config.parsing import get, settings_of
+from titan_smf.config.sections import Source
+from titan_smf.config.unsupported import unsupported
+from titan_smf.errors import ConfigError
+
+_ALLOWED_SOURCES = "at least one table {path = ..., weight = ...}, with a path and a weight above 0"
+
+_AT_LEAST_ONE = {
+    "training": ("steps", "local_batch_size", "seq_len", "gc_freq"),
+    "model": ("dim", "n_layers", "n_heads", "n_kv_heads", "ffn_dim"),
+    "memory": ("n_keys", "heads", "k", "k_dim", "v_dim"),
+    "validation": ("freq", "local_batch_size", "seq_len"),
+    "parallelism": ("data_parallel_replicate_degree",),
+    "comm": ("init_timeout_seconds", "train_timeout_seconds"),
+    "checkpoint": ("interval",),
+    "selection": ("top_t",),
+    "lora": ("rank",),
+    "stream": ("epochs", "steps_per_record"),
+    "idf": ("num_batches", "batch_size", "seq_len", "checkpoint_interval"),
+    "analysis": ("limit",),
+    "evaluation": ("max_new_tokens", "batch_size", "seq_len", "resamples"),
+    "metrics": ("log_freq",),
+    "profiling": ("profile_freq",),
+}
+_NOT_NEGATIVE = {
+    "optimizer": ("lr", "weight_decay", "eps"),
+    "memory": ("value_lr", "value_weight_decay"),
+    "lr_scheduler": ("warmup_steps",),
+    "checkpoint": ("keep_latest_k",),
+    "evaluation": ("interval",),
+    "debug": ("seed",),
+    "idf": ("first_batch",),
+}
+_BETAS = {"optimizer": ("beta1", "beta2")}
+_FRACTIONS = {"lr_scheduler": ("decay_ratio", "min_lr_factor")}
+_BOUNDS = (
+    (_AT_LEAST_ONE, 1, sys.float_info.max, "1 or more"),
+    (_NOT_NEGATIVE, 0, sys.float_info.max, "0 or more"),
+    (_BETAS, 0, math.nextafter(1, 0), "from 0 to below 1"),
+    (_FRACTIONS, 0, 1, "from 0 to 1"),
+)
+
+Condition = tuple[str, bool, str]  # (key, whether its value can be used, what is allowed)
+
+
+def check(config: JobConfig, world_size: int, trains: bool = True) -> None:
+    """Raise the first ConfigError of settings that cannot work, by themselves or together.
+
+    Args:
+        world_size: number of ranks of the run.
+        trains: whether there must be something to train on.
+    """
+    needed = _data_conditions(config, world_size) if trains else ()
+    for key, holds, allowed in chain(_supported(config), _conditions(config, world_size), needed):
+        if not holds:
+            raise ConfigError(key, get(config, key), allowed, config.where.get(key, "default"))
+
+
+def _supported(config: JobConfig) -> Iterator[Condition]:
+    default = JobConfig()
+    for key in settings_of(JobConfig):
+        instead = unsupported(key)
+        if instead is not None:
+            expected = get(default, key)
+            yield key, get(config, key) == expected, f"{expected!r}; {instead}"
+
+
+def _conditions(config: JobConfig, world_size: int) -> Iterator[Condition]:
+    """Each condition may rely on those before it."""
+    for table, low, high, allowed in _BOUNDS:
+        for key in (f"{section}.{name}" for section in table for name in table[section]):
+            value = get(config, key)
+            yield key, value is None or low <= value <= high, allowed
+    yield from _training_conditions(config)
+    yield from _model_and_data_conditions(config)
+    yield from _rank_conditions(config, world_size)
+
+
+def _training_conditions(config: JobConfig) -> Iterator[Condition]:
+    training, schedule, ac = config.training, config.lr_scheduler, config.activation_checkpoint
+    components = ["model", "loss"]
+    names = ("AdamW", "SGD") if config.finetune.method == "sparse_memory" else ("Adam", "AdamW")
+    yield "optimizer.name", config.optimizer.name in names, " or ".join(names)
+    yield "training.max_norm", training.max_norm > 0, "more than 0; inf does not clip"
+    yield (
+        "lr_scheduler.total_steps",
+        schedule.total_steps is None or schedule.total_steps >= training.steps,
+        f"training.steps ({training.steps}) or more: past its end the rate would turn negative",
+    )
+    types = {training.dtype, training.mixed_precision_param, training.mixed_precision_reduce}
+    yield (
+        "training.dtype",
+        "float64" not in types or len(types) == 1,
+        "float64 in all of training.dtype, mixed_precision_param and mixed_precision_reduce, "
+        "or in none of them",
+    )
+    yield "compile.components", set(config.compile.components) <= set(components), f"{components}"
+    option = ac.selective_ac_option
+    yield (
+        "activation_checkpoint.selective_ac_option",
+        option == "op" or (option.isdecimal() and int(option) >= 1),
+        '"op", or n as a string for every n-th block',
+    )
+    yield (
+        "activation_checkpoint.mode",
+        ac.mode != "memory_budget"
+        or (config.compile.enable and "model" in config.compile.components),
+        "selective, full or none: memory_budget needs compile.enable",
+    )
+    steps, load_step = config.validation.steps, config.checkpoint.load_step
+    yield "validation.steps", steps == -1 or steps >= 1, "1 or more, or -1 for all the data"
+    profiling = config.profiling
+    yield (
+        "profiling.enable_profiling",
+        not profiling.enable_profiling or torch.accelerator.is_available(),
+        "false on a CPU: the profiler traces a GPU",
+    )
+    cycle = profiling.profiler_active + profiling.profiler_warmup
+    yield (
+        "profiling.profile_freq",
+        not profiling.enable_profiling or profiling.profile_freq >= cycle,
+        f"profiler_active + profiler_warmup ({cycle}) or more",
+    )
+    yield (
+        "checkpoint.initial_patches",
+        not config.checkpoint.initial_patches or bool(config.checkpoint.initial_load_path),
+        "[], or checkpoint.initial_load_path beside it: the weights that the patches change",
+    )
+    yield "checkpoint.load_step", load_step >= -1, "the number of a step, or -1 for the latest"
+
+
+def _model_and_data_conditions(config: JobConfig) -> Iterator[Condition]:
+    layers = config.memory.layers or []
+    yield "model.name", config.model.name == "memory_llama", "memory_llama"
+    yield "memory.layers", len(set(layers)) == len(layers), "each block once"
+    ranking = config.selection.ranking
+    yield (
+        "selection.idf_path",
+        not config.needs_counts or bool(config.selection.idf_path),
+        f"the file of tools/compute_idf.py for this model: selection.ranking {ranking} needs it",
+    )
+    yield "analysis.sizes", all(size >= 1 for size in config.analysis.sizes), "1 or more each"
+    lora = config.finetune.method == "lora"
+    yield (
+        "lora.alpha",
+        0 < config.lora.alpha < math.inf,
+        "more than 0: adapters are multiplied by alpha / rank",
+    )
+    default = JobConfig()
+    for key in ("lora.rank", "lora.alpha", "lora.targets"):
+        value = get(default, key)
+        yield key, lora or get(config, key) == value, f'{value!r}, or finetune.method = "lora"'
+    yield (
+        "data.validation",
+        bool(config.data.validation) or not config.validation.enable,
+        "a path, because validation.enable is true",
+    )
+
+
+def _data_conditions(config: JobConfig, world_size: int) -> Iterator[Condition]:
+    sources, replay, training = config.data.sources, config.replay, config.training
+    yield (
+        "data.sources",
+        bool(sources or config.stream.path) and _can_be_read(sources),
+        _ALLOWED_SOURCES,
+    )
+    yield "replay.share", 0 <= replay.share < 1, "from 0, for none, to below 1"
+    yield "replay.sources", _can_be_read(replay.sources), _ALLOWED_SOURCES
+    yield (
+        "replay.share",
+        replay.share == 0 or bool(config.stream.path),
+        "0 without stream.path: what data.sources mix, their weights say",
+    )
+    yield (
+        "replay.sources",
+        replay.share == 0 or bool(replay.sources),
+        f"{_ALLOWED_SOURCES}: replay.share is {replay.share}",
+    )
+    rows = max(training.global_batch_size, training.local_batch_size * world_size)
+    yield (
+        "replay.share",
+        replay.share == 0 or 0 < replay.num_rows(rows) < rows,
+        f"0, or a share that leaves whole sequences of both in a global batch of {rows}",
+    )
+
+
+def _can_be_read(sources: Sequence[Source]) -> bool:
+    return all(source.path and 0 < source.weight < math.inf for source in sources)
+
+
+def _rank_conditions(config: JobConfig, world_size: int) -> Iterator[Condition]:
+    replicas = config.parallelism.data_parallel_replicate_degree
+    shards = config.parallelism.data_parallel_shard_degree
+    ranks = f"the number of ranks, {world_size}"
+    yield (
+        "parallelism.data_parallel_replicate_degree",
+        world_size % replicas == 0,
+        f"a divisor of {ranks}",
+    )
+    yield (
+        "parallelism.data_parallel_shard_degree",
+        shards == -1 or replicas * shards == world_size,
+        f"-1 or {world_size // replicas}: times data_parallel_replicate_degree ({replicas}) "
+        f"it gives {ranks}",
+    )
+    yield (
+        "parallelism.data_parallel_replicate_degree",
+        replicas == 1 or world_size // replicas > 1,
+        f"1 (FSDP), or at most {world_size // 2}: each replica is split over 2 ranks or more",
+    )
+    local, whole = config.training.local_batch_size, config.training.global_batch_size
+    yield (
+        "training.global_batch_size",
+        whole == -1 or (whole >= 1 and whole % (local * world_size) == 0),
+        f"-1, or a multiple of training.local_batch_size ({local}) times {ranks}",
+    )

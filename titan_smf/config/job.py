@@ -1,0 +1,106 @@
+"""The settings of a run: read, checked together, and saved so that the run can be repeated.
+
+`load_config` reads and checks each value by itself, `check` what settings mean together, and
+`save_resolved` writes them all to a file that can be run again. Precedence: command line, file,
+default.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import reduce
+from operator import getitem
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+
+from titan_smf.config import sections
+from titan_smf.config.parsing import COMMAND_LINE, get, read_arguments, read_toml, settings_of
+from titan_smf.config.unsupported import unsupported
+from titan_smf.errors import ConfigError
+from titan_smf.torchtitan_api import TitanJobConfig
+
+
+@dataclass
+class JobConfig(TitanJobConfig):
+    """All settings of a run. `where` maps the settings that were given to the place they come from
+    (a file, `command line`); it is no setting, and equality ignores it."""
+
+    model: sections.Model = field(default_factory=sections.Model)
+    training: sections.Training = field(default_factory=sections.Training)
+    metrics: sections.Metrics = field(default_factory=sections.Metrics)
+    checkpoint: sections.Checkpoint = field(default_factory=sections.Checkpoint)
+    parallelism: sections.Parallelism = field(default_factory=sections.Parallelism)
+    validation: sections.Validation = field(default_factory=sections.Validation)
+    memory: sections.Memory = field(default_factory=sections.Memory)
+    tokenizer: sections.Tokenizer = field(default_factory=sections.Tokenizer)
+    data: sections.Data = field(default_factory=sections.Data)
+    finetune: sections.Finetune = field(default_factory=sections.Finetune)
+    selection: sections.Selection = field(default_factory=sections.Selection)
+    lora: sections.Lora = field(default_factory=sections.Lora)
+    stream: sections.Stream = field(default_factory=sections.Stream)
+    replay: sections.Replay = field(default_factory=sections.Replay)
+    idf: sections.Idf = field(default_factory=sections.Idf)
+    analysis: sections.Analysis = field(default_factory=sections.Analysis)
+    evaluation: sections.Evaluation = field(default_factory=sections.Evaluation)
+
+    def __post_init__(self) -> None:
+        self.where: dict[str, str] = {}
+
+    @property
+    def needs_counts(self) -> bool:
+        """Whether slots are ranked against the counts of background data."""
+        ranked = self.finetune.method == "sparse_memory"
+        return ranked and self.selection.ranking in ("tfidf", "kl")
+
+
+def load_config(argv: Sequence[str]) -> JobConfig:
+    """The settings of `--job.config FILE` and the overrides `--section.key value` in `argv`.
+
+    Raises:
+        ConfigError: anything that is not a known setting with a value of its type; names the file
+            or `command line`, the key, what was given and what is allowed.
+    """
+    settings = settings_of(JobConfig)
+    path, overrides = read_arguments(argv, settings)
+    config = JobConfig()
+    if path is not None:
+        assign(config, read_toml(path, settings), path)
+    assign(config, overrides, COMMAND_LINE)
+    return config
+
+
+def assign(config: JobConfig, values: dict[str, Any], source: str) -> None:
+    """Put values of the right types, by full key, into a configuration, and note their source."""
+    for key, value in values.items():
+        section, _, name = key.rpartition(".")
+        setattr(get(config, section), name, value)
+        config.where[key] = source
+
+
+def explain(error: ConfigError, config: JobConfig) -> str:
+    """The error's message, completed by where its setting was given if the error does not know."""
+    error.source = error.source or config.where.get(error.key, "default")
+    return str(error)
+
+
+def save_resolved(config: JobConfig, path: str | Path) -> None:
+    """Write every setting as TOML; `load_config` of the file gives an equal configuration.
+
+    Left out: what is none (always the default, TOML has no word for it) and torchtitan's settings
+    that `check` lets nobody change.
+    """
+    lines = ["# All settings of a run with its defaults; to run it again: --job.config THIS_FILE"]
+    for source in dict.fromkeys(config.where.values()):
+        keys = [key for key, place in config.where.items() if place == source]
+        lines.append(f"# From {source}: {', '.join(keys)}")
+    values = dataclasses.asdict(config)
+    tables: dict[str, Any] = {}
+    for key in settings_of(JobConfig):
+        *parents, name = key.split(".")
+        value = reduce(getitem, parents, values)[name]
+        if value is not None and unsupported(key) is None:
+            reduce(lambda table, part: table.setdefault(part, {}), parents, tables)[name] = value
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    Path(path).write_text("\n".join(lines) + "\n\n" + tomli_w.dumps(tables), encoding="utf-8")

@@ -1,1 +1,0 @@
-"""What a finetuning step does: the methods beside training everything."""

@@ -1,0 +1,220 @@
+"""Batches of the continual phase: one fact or chunk a step or more, in the order of its stream.
+
+    B sequences in a micro-batch, S sequence length, W ranks, G sequences in a global batch,
+    P of them replay
+
+The global batch of a step holds the texts of one record, one a row, whatever the number of ranks,
+and P rows of background text between them (`replay.py`):
+
+    text row i in step v   text (v*(G - P) + i) mod n of the record's n texts, v counting the steps
+      of a record          on it in all epochs: fewer than G - P texts repeat in order, more go on
+                           where the step before stopped
+    micro-batch j, rank r  rows (j*W + r)*B to (j*W + r + 1)*B
+    a row                  tokens  [begin] t1 t2 t3 [end]        S = 6
+                           input   [begin] t1 t2 t3 [pad] [pad]
+                           labels  t1 t2 t3 [end] ignored ignored
+
+Every token that is read is followed by one to predict, so an input position is padding exactly
+where its label is `IGNORE_INDEX`: `labels != IGNORE_INDEX` says which positions count for the loss
+and for accesses. This holds with a tokenizer whose padding token is its end token.
+
+Replay rows are full. Their tokens count for the loss as all others do, but are not what is new:
+with replay, a batch also has `new` (B, S) bool, true for the tokens of texts, whose accesses count.
+"""
+
+import hashlib
+import json
+import logging
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from titan_smf.data.loader import IGNORE_INDEX, Batch, check_same_position
+from titan_smf.data.replay import Replay
+from titan_smf.data.tokenizer import Tokenizer
+from titan_smf.errors import ConfigError
+from titan_smf.streams.records import Document, Fact, Record, read_records
+from titan_smf.streams.world_streams import document_stream, fact_stream
+from titan_smf.world.source import SYNTHETIC_PREFIX, parse_world
+
+logger = logging.getLogger("titan_smf")
+
+
+def open_stream(path: str, kind: Literal["facts", "documents"]) -> Sequence[Record]:
+    """The records of `stream.path`, in the order of learning.
+
+    Args:
+        path: a jsonl file, path or fsspec URL, of lines like `Fact` or `Document`; or a
+            `synthetic:world?...` source, of which the facts of `set` (default: the new ones) are to
+            be learned, or as documents the new facts.
+
+    Raises:
+        DataError: a missing file, or a line that cannot be used.
+        ConfigError: a synthetic source with unknown settings or without new facts.
+    """
+    if not path.startswith(SYNTHETIC_PREFIX):
+        return read_records(path, Fact if kind == "facts" else Document)
+    try:
+        world, _, fact_set = parse_world(path)
+    except ConfigError as error:
+        raise ConfigError("stream.path", path, error.allowed) from error
+    if kind == "documents":
+        records: Sequence[Record] = document_stream(world)
+    else:
+        records = fact_stream(world, world.fact_set(fact_set))
+    if not records:
+        allowed = f"{fact_set}=1 or more: they are what is learned"
+        raise ConfigError("stream.path", path, allowed)
+    return records
+
+
+class StreamLoader:
+    """Yields the micro-batches of one record after another, `epochs` times, then ends.
+
+    The state is how many records all ranks together are done with: equal on every rank, and good
+    for any number of ranks and micro-batches. A record that is stopped amid its micro-batches is
+    not done with.
+
+    Texts are tokenised at the start, 28 MB a second on one CPU core. A text of more than S + 1
+    tokens, begin and end among them, loses its end; one warning says how many do.
+
+    Has the methods of torchtitan's `BaseDataLoader`.
+
+    Args:
+        global_batch_size: G, a multiple of `local_batch_size * dp_world_size`.
+        epochs: times that the stream is read.
+        steps_per_record: steps in a row on each record in an epoch.
+        replay: the P rows of background text, of `seq_len` tokens; None for none.
+    """
+
+    def __init__(
+        self,
+        records: Sequence[Record],
+        tokenizer: Tokenizer,
+        seq_len: int,
+        local_batch_size: int,
+        global_batch_size: int,
+        dp_rank: int,
+        dp_world_size: int,
+        epochs: int = 1,
+        steps_per_record: int = 1,
+        replay: Replay | None = None,
+    ) -> None:
+        assert 0 <= dp_rank < dp_world_size, "a rank of the data-parallel group"
+        assert global_batch_size % (local_batch_size * dp_world_size) == 0, "whole micro-batches"
+        assert records, "a stream is not empty"
+        assert epochs >= 1, "the stream is read at least once"
+        assert steps_per_record >= 1, "each record is learned"
+        self._seq_len = seq_len
+        self._batch_size = local_batch_size
+        self._global_size = global_batch_size
+        self._rank = dp_rank
+        self._num_ranks = dp_world_size
+        self._epochs = epochs
+        self._steps_per_record = steps_per_record
+        self._replay = replay
+        is_replay = np.zeros(global_batch_size, bool) if replay is None else replay.is_replay
+        self._is_replay = is_replay
+        self._text_of_row = np.cumsum(~is_replay) - 1
+        self._pad_id = tokenizer.pad_id
+        self._sequences = _tokenize(records, tokenizer, seq_len, warn=dp_rank == 0)
+        self._digest = _digest(records)
+        self._position = 0
+        self.num_steps = len(records) * epochs * steps_per_record
+        """Global batches from the start of the stream to its end."""
+
+    def __iter__(self) -> Iterator[Batch]:
+        starts = range(
+            self._rank * self._batch_size, self._global_size, self._num_ranks * self._batch_size
+        )
+        while self._position < self.num_steps:
+            for start in starts:
+                batch = self._batch(slice(start, start + self._batch_size))
+                if start == starts[-1]:
+                    self._position += 1
+                    if self._replay is not None:
+                        self._replay.next_batch()
+                yield batch
+
+    def _batch(self, rows: slice) -> Batch:
+        """These rows of the current global batch."""
+        visit, step = divmod(self._position, self._steps_per_record)
+        epoch, record = divmod(visit, len(self._sequences))
+        sequences = self._sequences[record]
+        shape = (self._batch_size, self._seq_len)
+        inputs = np.full(shape, self._pad_id, dtype=np.int64)
+        labels = np.full(shape, IGNORE_INDEX, dtype=np.int64)
+        is_replay = self._is_replay[rows]
+        steps_before = epoch * self._steps_per_record + step
+        first = steps_before * np.count_nonzero(~self._is_replay)
+        for row in np.flatnonzero(~is_replay):
+            tokens = sequences[(first + self._text_of_row[rows][row]) % len(sequences)]
+            inputs[row, : len(tokens) - 1] = tokens[:-1]
+            labels[row, : len(tokens) - 1] = tokens[1:]
+        arrays: dict[str, npt.NDArray[Any]] = {"input": inputs}
+        if self._replay is not None:
+            background = self._replay.tokens(rows)
+            inputs[is_replay], labels[is_replay] = background[:, :-1], background[:, 1:]
+            arrays["new"] = (labels != IGNORE_INDEX) & ~is_replay[:, None]
+        return {name: torch.from_numpy(a) for name, a in arrays.items()}, torch.from_numpy(labels)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The position, and what it is a position in; equal on all ranks, plain JSON values."""
+        return {
+            "stream_records": len(self._sequences),
+            "stream_digest": self._digest,
+            "epochs": self._epochs,
+            "steps_per_record": self._steps_per_record,
+            "global_batch_size": self._global_size,
+            "seq_len": self._seq_len,
+            "position": self._position,
+            **({} if self._replay is None else self._replay.state_dict()),
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go to a saved position of the same stream, read with the same settings.
+
+        Raises:
+            CheckpointError: says what differs.
+        """
+        here, saved = (
+            {key: value for key, value in state.items() if key not in ("position", "replay")}
+            for state in (self.state_dict(), state_dict)
+        )
+        check_same_position(here, saved, "stream")
+        if self._replay is not None:
+            self._replay.load_state_dict(state_dict)
+        self._position = int(state_dict["position"])
+
+
+def _tokenize(
+    records: Sequence[Record], tokenizer: Tokenizer, seq_len: int, warn: bool
+) -> list[list[npt.NDArray[np.int32]]]:
+    """The tokens of each text of each record, at most `seq_len + 1` of them."""
+    sequences = []
+    lengths = []
+    for record in records:
+        encoded = [tokenizer.encode(text, bos=True, eos=True) for text in record.texts]
+        lengths += [len(tokens) - 1 for tokens in encoded]
+        sequences.append([np.array(tokens[: seq_len + 1], dtype=np.int32) for tokens in encoded])
+    if warn and max(lengths) > seq_len:
+        logger.warning(
+            "%d of the stream's %d texts are longer than training.seq_len %d and lose their end; "
+            "%d would hold them all",
+            sum(length > seq_len for length in lengths),
+            len(lengths),
+            seq_len,
+            max(lengths),
+        )
+    return sequences
+
+
+def _digest(records: Sequence[Record]) -> str:
+    """16 hex digits that change with any text that is trained on, and with their order."""
+    digest = hashlib.sha256()
+    for record in records:
+        digest.update(json.dumps(record.texts).encode() + b"\n")
+    return digest.hexdigest()[:16]

@@ -1,0 +1,188 @@
+"""A pass over background data that counts in how many batches each memory slot is used.
+
+A document is one global batch of `idf.batch_size` sequences of `idf.seq_len` tokens, so the counts
+do not depend on the number of ranks. The forward pass ends with the addresses of the last memory
+layer; no value is read there. The pass writes a partial file now and then, and goes on from it.
+"""
+
+import dataclasses
+import logging
+import time
+from pathlib import Path
+
+import torch.distributed as dist
+
+from titan_smf import storage
+from titan_smf.config.job import JobConfig
+from titan_smf.errors import ConfigError
+from titan_smf.runtime import StopRequest, format_duration
+from titan_smf.sparse.accesses import (
+    slots_used_fraction,
+    sum_over_replicas,
+    touched_slots,
+)
+from titan_smf.sparse.document_frequency import DocumentFrequency
+from titan_smf.sparse.idf_file import (
+    PARTIAL_SUFFIX,
+    IdfMetadata,
+    check_same_count,
+    load_idf,
+    read_metadata,
+    save_idf,
+)
+from titan_smf.sparse.idf_report import draw_histogram, summary
+from titan_smf.training.background import idf_model
+from titan_smf.training.sparse_memory import owned_slots, slot_ids
+from titan_smf.training.trainer import Trainer
+
+SECONDS_BETWEEN_LINES = 5
+
+logger = logging.getLogger("titan_smf")
+
+
+def counting_config(config: JobConfig, world_size: int) -> JobConfig:
+    """The configuration whose training batches are the background documents.
+
+    Raises:
+        ConfigError: the ranks cannot share a document evenly.
+    """
+    idf, local = config.idf, config.training.local_batch_size
+    if idf.batch_size % (local * world_size):
+        allowed = f"a multiple of training.local_batch_size ({local}) times the ranks, {world_size}"
+        where = config.where.get("idf.batch_size", "default")
+        raise ConfigError("idf.batch_size", idf.batch_size, allowed, where)
+    if config.memory.layers == []:
+        allowed = "at least one layer: a dense model has no slots"
+        raise ConfigError("memory.layers", [], allowed, config.where["memory.layers"])
+    training = dataclasses.replace(
+        config.training,
+        seq_len=idf.seq_len,
+        global_batch_size=idf.batch_size,
+        steps=idf.num_batches,
+    )
+    default = JobConfig()
+    counting = dataclasses.replace(
+        config,
+        training=training,
+        finetune=dataclasses.replace(config.finetune, method="full"),
+        lora=default.lora,
+        replay=default.replay,
+        optimizer=default.optimizer,
+        stream=dataclasses.replace(config.stream, path=""),
+        checkpoint=dataclasses.replace(config.checkpoint, enable=False),
+        validation=dataclasses.replace(config.validation, enable=False),
+        evaluation=dataclasses.replace(config.evaluation, sets=[]),
+        metrics=dataclasses.replace(config.metrics, enable_tensorboard=False),
+    )
+    counting.where = config.where
+    return counting
+
+
+def count_background(trainer: Trainer) -> bool:
+    """Count for the weights that the trainer's configuration names; False if asked to stop."""
+    trainer.restore()
+    return BackgroundCount(trainer).run()
+
+
+class BackgroundCount:
+    """One pass over the background on all ranks."""
+
+    def __init__(self, trainer: Trainer) -> None:
+        config = trainer.job_config
+        self.trainer = trainer
+        self.settings = config.idf
+        self.path = config.idf.path or str(Path(config.job.dump_folder) / "idf.safetensors")
+        self.partial = self.path + PARTIAL_SUFFIX
+        self.owned = owned_slots(trainer.model)
+        self.shard_group = next(trainer.model.value_tables()).group
+        self.frequency = DocumentFrequency(self.owned, trainer.device)
+        seed = config.debug.seed or 0
+        sources = ", ".join(f"{source.path} x {source.weight}" for source in config.data.sources)
+        first = self.settings.first_batch
+        self.metadata = IdfMetadata(
+            model=idf_model(trainer.model, trainer.tokenizer),
+            data=f"{sources}, seed {seed}",
+            batch_size=self.settings.batch_size,
+            seq_len=self.settings.seq_len,
+            ranges=[[first, first]],
+            complete=False,
+        )
+
+    def run(self) -> bool:
+        """Count all documents; False if a stop request ended the pass before."""
+        self._resume()
+        stop = StopRequest()
+        try:
+            return self._loop(stop)
+        finally:
+            stop.restore()
+
+    def _loop(self, stop: StopRequest) -> bool:
+        first, total = self.frequency.documents, self.settings.num_batches
+        batches = iter(self.trainer.dataloader)
+        begin = last_line = time.perf_counter()
+        while self.frequency.documents < total:
+            accesses = []
+            for _ in range(self.trainer.gradient_accumulation_steps):
+                accesses += slot_ids(self.trainer.addresses(*next(batches)), self.owned)
+            self.frequency.add_document(
+                sum_over_replicas(touched_slots(accesses), self.trainer.replicate_group)
+            )
+            done = self.frequency.documents
+            if self.trainer.agree(stop.requested):
+                self._save(self.partial, complete=False)
+                logger.info("Stopped on request after batch %d of %d", done, total)
+                return False
+            if done % self.settings.checkpoint_interval == 0 and done < total:
+                self._save(self.partial, complete=False)
+            now = time.perf_counter()
+            late = self.trainer.agree(now - last_line > SECONDS_BETWEEN_LINES)
+            if late or done in (first + 1, total):
+                last_line = now
+                self._print_progress(done, total, (done - first) / (now - begin))
+        self._save(self.path, complete=True)
+        return True
+
+    def _resume(self) -> None:
+        first = self.settings.first_batch
+        if self.trainer.agree(storage.exists(self.partial)):
+            metadata = read_metadata(self.partial)
+            check_same_count(self.partial, metadata, self.metadata)
+            if metadata.ranges != [[first, first + metadata.documents]]:
+                allowed = (
+                    f"that of {self.partial}, which counts {metadata.ranges}, or another idf.path"
+                )
+                raise ConfigError("idf.first_batch", first, allowed)
+            if metadata.documents > self.settings.num_batches:
+                allowed = (
+                    f"{metadata.documents} or more, which {self.partial} counts already; or remove "
+                    "it, or give another idf.path"
+                )
+                raise ConfigError("idf.num_batches", self.settings.num_batches, allowed)
+            self.frequency.resume(load_idf(self.partial, self.owned, self.trainer.device))
+            logger.info("Resumed after batch %d from %s", metadata.documents, self.partial)
+        self.trainer.dataloader.skip((first + self.frequency.documents) * self.settings.batch_size)
+
+    def _print_progress(self, done: int, total: int, speed: float) -> None:
+        used = slots_used_fraction(self.frequency.df, self.shard_group)
+        left = format_duration((total - done) / speed)
+        form = "batch %d/%d  %.2f batches/s  slots used %.1f%%  left %s"
+        logger.info(form, done, total, speed, 100 * used, left)
+
+    def _save(self, path: str, complete: bool) -> None:
+        """Write the counts so far; the complete file replaces the partial one."""
+        whole = self.frequency.gather(self.shard_group)
+        if dist.get_rank() == 0:
+            assert whole is not None
+            df, counts = whole
+            first = self.settings.first_batch
+            ranges = [[first, first + self.frequency.documents]]
+            metadata = dataclasses.replace(self.metadata, ranges=ranges, complete=complete)
+            save_idf(path, df, counts, metadata)
+            if complete:
+                storage.remove(self.partial)
+                picture = Path(self.trainer.job_config.job.dump_folder) / "document_frequency.png"
+                draw_histogram(df, self.frequency.documents, str(picture))
+                print(summary(df, counts, self.frequency.documents))
+                logger.info("Wrote %s and %s", path, picture)
+        dist.barrier()

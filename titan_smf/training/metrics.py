@@ -1,0 +1,120 @@
+"""What a run writes about itself: `metrics.jsonl`, the same for TensorBoard, a progress line.
+
+One line of `metrics.jsonl` is one step: `{"step": 20, "loss": 3.2, ...}`. A run that resumes at an
+earlier step drops the lines after it, so the file reads like that of an uninterrupted run.
+"""
+
+import json
+import logging
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from torch.utils.tensorboard import SummaryWriter
+
+from titan_smf.runtime import format_duration, rank
+from titan_smf.storage import drop_lines_after
+from titan_smf.torchtitan_api import MetricsProcessor
+
+METRICS_FILE = "metrics.jsonl"
+PREVIOUS_FILE = "metrics.previous.jsonl"
+"""Metrics of a run in this folder that ended before it saved a checkpoint."""
+
+logger = logging.getLogger("titan_smf")
+
+
+class RunMetrics(MetricsProcessor):
+    """torchtitan's metrics processor with this project's names and files.
+
+    `start` must be called before the first `record`. Only rank 0 writes.
+    """
+
+    def start(
+        self, folder: Path, step: int, total_steps: int, tensorboard_folder: Path | None
+    ) -> None:
+        """Open the files of a run that goes on after `step`."""
+        self.total_steps = total_steps
+        self.train_seconds = 0.0
+        self.train_steps = 0
+        self.seconds_per_step: float | None = None
+        self.file: Any = None
+        self.writer: SummaryWriter | None = None
+        if rank() != 0:
+            return
+        if step == 0 and (folder / METRICS_FILE).is_file():
+            (folder / METRICS_FILE).replace(folder / PREVIOUS_FILE)
+        drop_lines_after(folder / METRICS_FILE, step)
+        self.file = (folder / METRICS_FILE).open("a", buffering=1)
+        if tensorboard_folder is not None:
+            self.writer = SummaryWriter(str(tensorboard_folder), purge_step=step + 1)
+
+    @contextmanager
+    def timed_step(self) -> Iterator[None]:
+        """Count the time inside as training time; the rest (saving, evaluation) is not."""
+        begin = time.perf_counter()
+        yield
+        self.train_seconds += time.perf_counter() - begin
+        self.train_steps += 1
+
+    def speed(self) -> dict[str, float]:
+        """`tokens_per_second` of all ranks and `step_seconds`, since the last call."""
+        seconds, steps = self.train_seconds, max(self.train_steps, 1)
+        tokens = self.ntokens_since_last_log * self.parallel_dims.world_size
+        self.ntokens_since_last_log, self.train_seconds, self.train_steps = 0, 0.0, 0
+        self.data_loading_times.clear()
+        # The first window holds compilation and first allocations: later ones replace it.
+        first = self.seconds_per_step is None
+        per_step = seconds / steps
+        self.seconds_per_step = per_step if first else 0.8 * self._estimate() + 0.2 * per_step
+        return {
+            "tokens_per_second": tokens / seconds if seconds else 0.0,
+            "step_seconds": per_step,
+        }
+
+    def record(self, step: int, values: Mapping[str, float]) -> None:
+        """Write one step's values everywhere and print a line of progress."""
+        if self.file is None:
+            return
+        self.file.write(json.dumps({"step": step, **values}) + "\n")
+        if self.writer is not None:
+            for name, value in values.items():
+                self.writer.add_scalar(name, value, step)
+        logger.info(self._line(step, values))
+
+    def close(self) -> None:
+        """Flush and close the files."""
+        if getattr(self, "file", None) is not None:
+            self.file.close()
+        if getattr(self, "writer", None) is not None:
+            assert self.writer is not None
+            self.writer.close()
+        super().close()
+
+    def _estimate(self) -> float:
+        return self.seconds_per_step or 0.0
+
+    def _line(self, step: int, values: Mapping[str, float]) -> str:
+        parts = [f"step {step}/{self.total_steps}"]
+        for name, form in _SHOWN.items():
+            if name in values:
+                parts.append(form.format(values[name]))
+        parts += [
+            f"{name.removeprefix('evaluation/')} {value:.4f}"
+            for name, value in values.items()
+            if name.startswith("evaluation/")
+        ]
+        parts.append(f"left {format_duration((self.total_steps - step) * self._estimate())}")
+        return "  ".join(parts)
+
+
+_SHOWN = {
+    "loss": "loss {:.4f}",
+    "grad_norm": "grad norm {:.3g}",
+    "lr": "lr {:.2e}",
+    "memory/slots_used_fraction": "slots used {:.1%}",
+    "sparse/rows_updated": "rows {:.0f}",
+    "sparse/selected_access_share": "of accesses {:.1%}",
+    "tokens_per_second": "{:,.0f} tokens/s",
+}

@@ -1,0 +1,51 @@
+"""Sources that name an invented world: `synthetic:world?seed=0&facts=2000&split=train`."""
+
+from typing import NamedTuple
+from urllib.parse import parse_qsl
+
+from titan_smf.errors import ConfigError
+from titan_smf.world.world import FACT_SETS, World
+
+SYNTHETIC_PREFIX = "synthetic:"
+
+
+class WorldSource(NamedTuple):
+    """What a `synthetic:world?...` source names."""
+
+    world: World
+    split: str
+    """The part of the text, for those who read text: `train` or `validation`."""
+    fact_set: str
+    """One of `FACT_SETS`, for those who read facts."""
+
+
+def parse_world(path: str) -> WorldSource:
+    """The world, the split and the fact set that a `synthetic:world?...` source names.
+
+    `synthetic:world?seed=0&facts=2000&new_facts=500&tuning_facts=0&split=train&set=new_facts` has
+    all settings with their defaults; any may be left out.
+
+    Raises:
+        ConfigError: unknown settings, or a world that cannot be.
+    """
+    name, _, query = path.removeprefix(SYNTHETIC_PREFIX).partition("?")
+    counts = {"seed": "0", "facts": "2000", "new_facts": "500", "tuning_facts": "0"}
+    choices = {"split": ("train", "validation"), "set": FACT_SETS}
+    settings = counts | {key: allowed[0] for key, allowed in choices.items()}
+    given = dict(parse_qsl(query, keep_blank_values=True))
+    chosen = settings | given
+    if (
+        name != "world"
+        or set(chosen) != set(settings)
+        or not all(chosen[key].isdecimal() for key in counts)
+        or any(chosen[key] not in allowed for key, allowed in choices.items())
+    ):
+        pattern = "&".join(f"{key}={value}" for key, value in settings.items())
+        raise ConfigError(
+            "data.sources",
+            path,
+            f"{SYNTHETIC_PREFIX}world?{pattern}, in part or whole; "
+            + "; ".join(f"{key}: {', '.join(allowed)}" for key, allowed in choices.items()),
+        )
+    world = World(*(int(chosen[key]) for key in counts))
+    return WorldSource(world, chosen["split"], chosen["set"])
