@@ -1,4 +1,4 @@
-"""Sources that name an invented world: `synthetic:world?seed=0&facts=2000&split=train`."""
+"""Data sources that name an invented world: `synthetic:world?seed=0&facts=2000&split=train`."""
 
 from typing import NamedTuple
 from urllib.parse import parse_qsl
@@ -10,23 +10,23 @@ SYNTHETIC_PREFIX = "synthetic:"
 
 
 class WorldSource(NamedTuple):
-    """What a `synthetic:world?...` source names."""
+    """What a path `synthetic:world?...` names."""
 
     world: World
     split: str
-    """The part of the text, for those who read text: `train` or `validation`."""
+    """Which part of the text to read: `train` or `validation`."""
     fact_set: str
-    """One of `FACT_SETS`, for those who read facts."""
+    """Which facts to read, one of `FACT_SETS`."""
 
 
 def parse_world(path: str) -> WorldSource:
-    """The world, the split and the fact set that a `synthetic:world?...` source names.
+    """Return the world, split and fact set that a path `synthetic:world?...` names.
 
-    `synthetic:world?seed=0&facts=2000&new_facts=500&tuning_facts=0&split=train&set=new_facts` has
-    all settings with their defaults; any may be left out.
+    All settings with their defaults, any of which may be left out:
+    `synthetic:world?seed=0&facts=2000&new_facts=500&tuning_facts=0&split=train&set=new_facts`
 
     Raises:
-        ConfigError: unknown settings, or a world that cannot be.
+        ConfigError: unknown settings or values, or too few facts.
     """
     name, _, query = path.removeprefix(SYNTHETIC_PREFIX).partition("?")
     counts = {"seed": "0", "facts": "2000", "new_facts": "500", "tuning_facts": "0"}

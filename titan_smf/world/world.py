@@ -4,11 +4,11 @@ People, towns, books and companies have invented names; ten relations tie them t
 
     known facts    the text states them in several paraphrases, and asks most of them with answers
     new facts      of the same relations, in no text: streams are there to teach them later
-    tuning facts   as new ones, apart from them: to choose settings on, never to be reported
+    tuning facts   also in no text: hyperparameters are chosen on them, results never reported
 
-What is forgotten is measured on known facts that the text asks: on all of them, on those *near* the
-new facts (the same relation, subjects with similar names) and on those *far* from any. About a
-third of the text is prose that mentions none of the names.
+Forgetting is measured on known facts that the text asks: on all of them, on those *near* the new
+facts (the same relation, subjects with similar names) and on those *far* from any. About a third of
+the text is prose that mentions none of the names.
 
 The same settings give the same bytes on every platform and Python version: the only source of
 chance is `random.Random(str).random()`, whose sequence Python keeps stable.
@@ -20,40 +20,27 @@ from functools import cached_property
 from typing import Literal
 
 from titan_smf.errors import ConfigError
-from titan_smf.world import text as words
 from titan_smf.world.names import Draws, Item, Names, nearest
+from titan_smf.world.words import RELATIONS, WORDS
 
 WORLD_VERSION = 3
-RELATIONS = tuple(words.STATEMENTS)
-SUBJECTS = {
-    "birthplace": "person",
-    "trade": "person",
-    "teacher": "person",
-    "instrument": "person",
-    "author": "book",
-    "headquarters": "company",
-    "product": "company",
-    "founder": "company",
-    "river": "town",
-    "dish": "town",
-}
 
 TRAIN_STATEMENTS = 24
 """Statements of a known fact in the text. With 8, a model of ten million parameters learned the
 text by heart: its loss on other text rose."""
 FIRST_UNSEEN_STATEMENT = TRAIN_STATEMENTS + 1
-"""Paraphrases from this one on are in no text, not even the validation text."""
+"""Paraphrases from this one on appear in no text, not even the validation text."""
 STREAM_STATEMENTS = 64
 """Statements of a fact and rewrites of a chunk in a stream, as many as the paper's batch has."""
 TRAIN_QUESTIONS = 24
-"""Times that the text asks a fact, in turn in each wording of its question."""
+"""Times that the text asks a fact, cycling through the wordings of its question."""
 QUESTION_SHARE = 0.8
 """Share of the known facts that the text also asks."""
 FACT_SETS = ("new_facts", "tuning_facts", "known_facts", "near_facts", "far_facts", "other_facts")
 """Names of the sets of facts that streams and question sets are made of. `known_facts` are the
 known facts that the text asks; near, far and other facts are parts of them."""
 SMALLEST_POPULATION = 20
-"""People, towns, books and companies there are at least, so that answers cannot be guessed."""
+"""Least number of people, towns, books and companies, so that answers cannot be guessed."""
 
 Role = Literal["known", "new", "tuning"]
 
@@ -67,19 +54,19 @@ class Fact:
     subject: str
     answer: str
     role: Role
-    """Known facts are stated by the text, the others appear nowhere."""
+    """The text states known facts; it never mentions the others."""
     asked: bool
-    """The text also asks it, with its answer; known facts only."""
+    """Whether the text also asks it, with its answer; known facts only."""
 
 
 class World:
-    """The world of a seed.
+    """An invented world, made from its seed and sizes alone.
 
     Args:
         seed: chooses the names, the facts and the text.
         num_facts: known facts, over all relations.
         num_new_facts: facts of the same relations that never appear in the text.
-        num_tuning_facts: more such facts, to choose settings on.
+        num_tuning_facts: more such facts, to choose hyperparameters on.
     """
 
     def __init__(
@@ -102,31 +89,36 @@ class World:
         self.facts = self._make_facts()
 
     def statements(self, fact: Fact, count: int, first: int = 0) -> list[str]:
-        """Paraphrases `first` to `first + count` of a fact, all different, in a fixed order.
+        """Return paraphrases `first` to `first + count` of a fact, all different, in a fixed order.
 
         The training text of a known fact uses the first `TRAIN_STATEMENTS`, the validation text
         the next one. Neighbouring paraphrases have different patterns.
         """
         draws = Draws(self.seed, "statements", fact.id)
-        patterns = list(words.STATEMENTS[fact.relation])
+        patterns = list(WORDS["relations"][fact.relation]["statements"])
         draws.shuffle(patterns)
-        forms_of_pattern = len(set(words.LEAD_INS)) * len(set(words.ENDINGS))
-        if first + count > len(patterns) * forms_of_pattern:
-            raise ConfigError("statements", count, f"{len(patterns) * forms_of_pattern} at most")
+        lead_ins, endings = WORDS["lead_ins"], WORDS["endings"]
+        most = len(patterns) * len(set(lead_ins)) * len(set(endings))
+        if first + count > most:
+            raise ConfigError("statements", count, f"{most} at most")
         made: dict[str, None] = {}
         while len(made) < first + count:
             pattern = patterns[len(made) % len(patterns)]
-            form = draws.pick(words.LEAD_INS) + pattern + draws.pick(words.ENDINGS) + "."
-            made.setdefault(_sentence(form.format(s=fact.subject, a=fact.answer)))
+            template = draws.pick(lead_ins) + pattern + draws.pick(endings) + "."
+            made.setdefault(_sentence(template.format(s=fact.subject, a=fact.answer)))
         return list(made)[first:]
 
     def question(self, fact: Fact, variant: int = 0) -> str:
-        """The question whose answer is the fact's, in one of several wordings."""
-        patterns = words.QUESTIONS[fact.relation]
+        """Return the question that the fact answers, in one of several wordings."""
+        patterns = WORDS["relations"][fact.relation]["questions"]
         return patterns[variant % len(patterns)].format(s=fact.subject)
 
     def documents(self, split: str = "train") -> Iterator[str]:
-        """The text of the world: `train`, or `validation` with other wordings of the same facts."""
+        """Yield the text of the world.
+
+        Args:
+            split: `train`, or `validation`, which states the same facts in other wordings.
+        """
         assert split in ("train", "validation"), "one of the two splits"
         draws = Draws(self.seed, "documents", split)
         sentences: list[str] = []
@@ -164,12 +156,12 @@ class World:
 
     @cached_property
     def new_facts(self) -> list[Fact]:
-        """The facts to be learned, which appear nowhere in the text."""
+        """The facts for finetuning to teach, which appear nowhere in the text."""
         return [fact for fact in self.facts if fact.role == "new"]
 
     @cached_property
     def tuning_facts(self) -> list[Fact]:
-        """Other facts that appear nowhere in the text, to choose settings on."""
+        """Other facts that appear nowhere in the text, to choose hyperparameters on."""
         return [fact for fact in self.facts if fact.role == "tuning"]
 
     @cached_property
@@ -181,18 +173,18 @@ class World:
 
     @cached_property
     def near_facts(self) -> list[Fact]:
-        """Asked facts that are most like new ones, of each relation as many as it has new facts.
+        """Asked facts most like the new ones: of each relation as many as it has new facts.
 
-        A fact is like another of its relation as far as their subjects have similar names
-        (`names.similarity`). At most half of a relation's asked facts are near.
+        Facts of a relation are alike where their subjects have similar names (`names.similarity`).
+        At most half of a relation's asked facts are near.
         """
         return self._near_and_far[0]
 
     @cached_property
     def far_facts(self) -> list[Fact]:
-        """Asked facts whose subjects have names least like those of all new facts.
+        """Asked facts least like the new ones, by their subjects' names and over all relations.
 
-        Of each relation as many as are near, none of them near.
+        Of each relation as many as are near; no fact is both.
         """
         return self._near_and_far[1]
 
@@ -217,15 +209,15 @@ class World:
         return near, far
 
     def fact_set(self, name: str) -> list[Fact]:
-        """The facts of one of `FACT_SETS`, in the order of streams and question files."""
+        """Return the facts of one of `FACT_SETS`, in the order of streams and question files."""
         assert name in FACT_SETS, "one of the sets"
         return list(getattr(self, "asked_facts" if name == "known_facts" else name))
 
     def chunks(self, num_rewrites: int = STREAM_STATEMENTS) -> list[list[str]]:
-        """Texts that state every new fact, up to seven facts in each: a chunk, then its rewrites.
+        """Return groups of texts that together state every new fact, up to seven facts a group.
 
-        The chunk and each of its rewrites state its facts in other words, in another order, among
-        other sentences of prose.
+        A group is a chunk and then its rewrites: each states the same facts in other words, in
+        another order, among other sentences of prose.
         """
         draws = Draws(self.seed, "document stream")
         chunks = []
@@ -251,7 +243,7 @@ class World:
         for number in range(total):
             relation = RELATIONS[number % len(RELATIONS)]
             entity = number // len(RELATIONS)
-            subject = names.of_kind[SUBJECTS[relation]][entity]
+            subject = names.of_kind[WORDS["relations"][relation]["subject"]][entity]
             answer = names.answer(relation, draws)
             while relation == "teacher" and subject in (answer, teachers.get(answer)):
                 answer = names.answer(relation, draws)
@@ -264,7 +256,7 @@ class World:
 
 
 def _evenly_over_relations(total: int, draws: Draws) -> list[int]:
-    """The numbers of all facts at random, but one of each relation after the other."""
+    """Return the numbers of all facts in random order, taking turns among the relations."""
     place: dict[int, int] = {}
     for relation in range(len(RELATIONS)):
         numbers = list(range(relation, total, len(RELATIONS)))
@@ -274,7 +266,7 @@ def _evenly_over_relations(total: int, draws: Draws) -> list[int]:
 
 
 def _groups(items: list[Item], draws: Draws) -> Iterator[list[Item]]:
-    """The items in random order, three to seven at a time."""
+    """Yield the items in random order, three to seven at a time."""
     items = list(items)
     draws.shuffle(items)
     start = 0
@@ -285,12 +277,12 @@ def _groups(items: list[Item], draws: Draws) -> Iterator[list[Item]]:
 
 
 def _prose(draws: Draws) -> str:
-    """A sentence that tells no fact."""
-    pieces = draws.pick(words.PROSE).split("{")
+    """Return a sentence that states no fact."""
+    pieces = draws.pick(WORDS["prose"]["sentences"]).split("{")
     text = pieces[0]
     for piece in pieces[1:]:
         slot, _, rest = piece.partition("}")
-        text += draws.pick(words.PROSE_WORDS[slot]) + rest
+        text += draws.pick(WORDS["prose"]["words"][slot]) + rest
     return _sentence(text + ".")
 
 

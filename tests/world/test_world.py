@@ -1,4 +1,4 @@
-"""The synthetic world is the same everywhere, rich enough, and keeps its new facts secret."""
+"""The invented world is the same everywhere, rich enough, and keeps its new facts secret."""
 
 import hashlib
 import itertools
@@ -17,16 +17,11 @@ from titan_smf.data.tokenizer import load_tokenizer, train_rank_file
 from titan_smf.errors import ConfigError
 from titan_smf.streams.records import Document, Fact, read_records
 from titan_smf.streams.world_streams import document_stream, fact_stream
-from titan_smf.world import text as words
 from titan_smf.world.names import nearest, similarity
-from titan_smf.world.world import (
-    FACT_SETS,
-    RELATIONS,
-    STREAM_STATEMENTS,
-    TRAIN_STATEMENTS,
-    World,
-)
+from titan_smf.world.words import RELATIONS, WORDS
+from titan_smf.world.world import FACT_SETS, STREAM_STATEMENTS, TRAIN_STATEMENTS, World
 
+ROOT = Path(__file__).parents[2]
 TINY_SHA256 = "8373acb25b64bb6a3e6da539169bd79fba0b203a699d24f4bcd90c08c1c225b3"
 """Of the tiny world below. It changes only together with `WORLD_VERSION`."""
 
@@ -35,13 +30,8 @@ STREAMS_SHA256 = "d5d83d41033062a7f5ca616ff5042f5a141f9aba9769ef730c71a0e13cc572
 
 
 def text_hash(world: World) -> str:
-    digest = hashlib.sha256()
-    for split in ("train", "validation"):
-        for document in world.documents(split):
-            digest.update(document.encode() + b"\0")
-    for fact in world.facts:
-        digest.update(repr(fact).encode())
-    return digest.hexdigest()
+    texts = [text + "\0" for split in ("train", "validation") for text in world.documents(split)]
+    return hashlib.sha256("".join([*texts, *map(repr, world.facts)]).encode()).hexdigest()
 
 
 @pytest.fixture(scope="module")
@@ -57,44 +47,29 @@ def documents(world: World) -> dict[str, list[str]]:
 def test_the_same_seed_gives_the_same_bytes() -> None:
     assert text_hash(World(7, 40, 10, 5)) == TINY_SHA256
     assert text_hash(World(8, 40, 10, 5)) != TINY_SHA256
-    script = "from tests.test_synthetic import *;print(text_hash(World(7, 40, 10, 5)))"
+    script = "from tests.world.test_world import *; print(text_hash(World(7, 40, 10, 5)))"
+    command = [sys.executable, "-c", script]
     for hash_seed in ("1", "2"):
         environment = os.environ | {"PYTHONHASHSEED": hash_seed}
-        done = subprocess.run(
-            [sys.executable, "-c", script],
-            env=environment,
-            cwd=Path(__file__).parents[2],
-            capture_output=True,
-            check=True,
-        )
-        assert done.stdout.decode().strip() == TINY_SHA256
+        printed = subprocess.check_output(command, env=environment, cwd=ROOT, text=True)
+        assert printed.strip() == TINY_SHA256
 
 
 def test_facts_of_each_kind_are_spread_evenly_over_ten_relations(world: World) -> None:
-    known = world.known_facts
-    assert len(known) == 1000
-    assert len(world.new_facts) == 200
-    assert len(world.tuning_facts) == 100
-    assert len(world.facts) == 1300
-    assert len(RELATIONS) == 10
-    for counts in (
-        Counter(fact.relation for fact in known),
-        Counter(fact.relation for fact in world.new_facts),
-        Counter(fact.relation for fact in world.tuning_facts),
-    ):
+    kinds = (world.known_facts, world.new_facts, world.tuning_facts)
+    assert [*map(len, kinds), len(world.facts), len(RELATIONS)] == [1000, 200, 100, 1300, 10]
+    for facts in kinds:
+        counts = Counter(fact.relation for fact in facts)
         assert set(counts) == set(RELATIONS)
         assert max(counts.values()) <= min(counts.values()) + 1
-    asked = sum(fact.asked for fact in known)
-    assert 0.75 < asked / len(known) < 0.85
+    assert 0.75 < sum(fact.asked for fact in world.known_facts) / 1000 < 0.85
     assert len({fact.id for fact in world.facts}) == len(world.facts)
 
 
 def test_a_question_has_one_answer_that_cannot_be_guessed(world: World) -> None:
     assert len({(fact.relation, fact.subject) for fact in world.facts}) == len(world.facts)
-    questions = Counter(
-        world.question(fact, variant) for fact in world.facts for variant in range(5)
-    )
-    assert max(questions.values()) == 1
+    questions = [world.question(fact, variant) for fact in world.facts for variant in range(5)]
+    assert len(set(questions)) == len(questions)
     for relation in RELATIONS:
         answers = Counter(fact.answer for fact in world.facts if fact.relation == relation)
         assert answers.most_common(1)[0][1] <= 0.1 * answers.total()
@@ -102,19 +77,19 @@ def test_a_question_has_one_answer_that_cannot_be_guessed(world: World) -> None:
 
 
 def test_patterns_are_many_and_name_subject_and_answer() -> None:
-    fields = string.Formatter().parse
-    for relation in RELATIONS:
-        patterns = words.STATEMENTS[relation]
-        assert len(set(patterns)) >= 20
-        for pattern in patterns:
-            assert sorted(name for _, name, _, _ in fields(pattern) if name) == ["a", "s"]
+    def fields(pattern: str) -> list[str]:
+        return sorted(name for _, name, _, _ in string.Formatter().parse(pattern) if name)
+
+    for relation in WORDS["relations"].values():
+        assert len(set(relation["statements"])) >= 20
+        for pattern in relation["statements"]:
+            assert fields(pattern) == ["a", "s"]
             assert not pattern.endswith(".")
             assert pattern[0].islower() or pattern.startswith(("{s}", "{a}"))
-        assert len(set(words.QUESTIONS[relation])) >= 4
-        for pattern in words.QUESTIONS[relation]:
-            assert [name for _, name, _, _ in fields(pattern) if name] == ["s"]
-    slots = {name for text in words.PROSE for _, name, _, _ in fields(text) if name}
-    assert slots == set(words.PROSE_WORDS)
+        assert len(set(relation["questions"])) >= 4
+        assert all(fields(pattern) == ["s"] for pattern in relation["questions"])
+    slots = {slot for sentence in WORDS["prose"]["sentences"] for slot in fields(sentence)}
+    assert slots == set(WORDS["prose"]["words"])
 
 
 def test_paraphrases_are_hundreds_all_different_and_stable(world: World) -> None:
@@ -141,10 +116,9 @@ def test_new_facts_never_appear(world: World, documents: dict[str, list[str]]) -
     longest = max(name.count(" ") for name in of_subject) + 1
     for text in sentences(documents["train"] + documents["validation"]):
         tokens = re.findall(r"\w+|[^\w\s]", text.lower())
-        spaced = " ".join(["", *tokens, ""])
         for first, length in itertools.product(range(len(tokens)), range(1, longest + 1)):
             if (name := " ".join(tokens[first : first + length])) in of_subject:
-                of_subject[name].append(spaced)
+                of_subject[name].append(" ".join(["", *tokens, ""]))
     for fact in world.facts:
         texts = of_subject[fact.subject.lower()]
         stated = sum(f" {fact.answer.lower()} " in text for text in texts)
@@ -171,10 +145,9 @@ def test_a_third_of_the_text_is_prose_without_names(
     names = {fact.subject for fact in world.facts}
     characters: Counter[bool] = Counter()
     for text in sentences(documents["train"])[:10_000]:
-        without_names = not any(name in text for name in names)
-        characters[without_names and not text.startswith("Q:")] += len(text)
-    share = characters[True] / characters.total()
-    assert 0.25 < share < 0.42
+        has_name = any(name in text for name in names)
+        characters[has_name or text.startswith("Q:")] += len(text)
+    assert 0.25 < characters[False] / characters.total() < 0.42
 
 
 def test_the_text_has_four_kilobytes_a_fact_and_no_document_twice(
@@ -209,23 +182,19 @@ def test_worlds_of_any_size_can_be_made() -> None:
 
 
 def make_world(output: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
-    script = Path(__file__).parents[2] / "tools" / "make_world.py"
-    command = [sys.executable, str(script), str(output), *map(str, arguments)]
+    command = [sys.executable, str(ROOT / "tools/make_world.py"), str(output), *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
 
 
-TINY = ("--seed", 7, "--facts", 40, "--new-facts", 10, "--tuning-facts", 5, "--statements", 12)
-
-
 def test_make_world_writes_the_same_bytes_and_streams_that_can_be_read(tmp_path: Path) -> None:
-    done = make_world(tmp_path, *TINY)
+    tiny = ("--seed", 7, "--facts", 40, "--new-facts", 10, "--tuning-facts", 5, "--statements", 12)
+    done = make_world(tmp_path, *tiny)
     assert done.returncode == 0, done.stderr
     names = ["train", "validation", "documents", *FACT_SETS]
-    assert [line.split(": ")[0] for line in done.stdout.splitlines()] == [
-        str(tmp_path / f"{name}.jsonl") for name in names
-    ]
+    paths = [tmp_path / f"{name}.jsonl" for name in names]
+    assert [line.split(": ")[0] for line in done.stdout.splitlines()] == list(map(str, paths))
     assert "new_facts.jsonl: 10 facts, " in done.stdout
-    contents = [(tmp_path / f"{name}.jsonl").read_bytes() for name in names]
+    contents = [path.read_bytes() for path in paths]
     assert hashlib.sha256(b"\0".join(contents)).hexdigest() == STREAMS_SHA256
 
     world = World(7, 40, 10, 5)
@@ -271,9 +240,8 @@ def test_streams_teach_new_facts_and_ask_known_ones(
     for fact, record in zip(world.known_facts, known, strict=True):
         assert world.statements(fact, 1)[0] in text
         assert (record.question in text) == fact.asked
-    for fact, record in zip(unknown, new, strict=True):
-        assert record.id == fact.id
-        assert not any(world.question(fact, variant) in text for variant in range(5))
+    assert [record.id for record in new] == [fact.id for fact in unknown]
+    assert not any(world.question(fact, v) in text for fact in unknown for v in range(5))
 
 
 def test_similar_names_share_given_names_words_or_syllables() -> None:
@@ -286,15 +254,13 @@ def test_similar_names_share_given_names_words_or_syllables() -> None:
 
 
 def test_near_facts_are_more_like_new_ones_than_others_and_far_facts_less(world: World) -> None:
-    sets = {name: world.fact_set(name) for name in FACT_SETS}
-    known, near, far = sets["known_facts"], sets["near_facts"], sets["far_facts"]
+    known, near, far = (world.fact_set(f"{kind}_facts") for kind in ("known", "near", "far"))
     assert set(known) == {fact for fact in world.facts if fact.asked}
     assert known != [fact for fact in world.facts if fact.asked], "in random order"
     assert set(near) | set(far) <= set(known)
     assert set(near).isdisjoint(far)
     new_of = Counter(fact.relation for fact in world.new_facts)
-    assert Counter(fact.relation for fact in near) == new_of
-    assert Counter(fact.relation for fact in far) == new_of
+    assert all(Counter(fact.relation for fact in facts) == new_of for facts in (near, far))
 
     all_new = {fact.subject for fact in world.new_facts}
     for relation in RELATIONS:
