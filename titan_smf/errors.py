@@ -1,11 +1,6 @@
 """The errors a user can cause: each says what is wrong, where, and what to do about it."""
 
-import sys
-from collections.abc import Callable
 from typing import Any
-
-EXIT_USER_ERROR = 2
-EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 
 
 class UserError(Exception):
@@ -56,16 +51,3 @@ class PatchError(UserError):
 
 class EndpointError(UserError):
     """A chat endpoint cannot be reached, or refuses what it is asked."""
-
-
-def exit_code(work: Callable[[], object]) -> int:
-    """Do the work of a tool and return its exit code; a `UserError` becomes one message."""
-    try:
-        work()
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return EXIT_USER_ERROR
-    except KeyboardInterrupt:
-        print("interrupted; run again to resume", file=sys.stderr)
-        return EXIT_INTERRUPTED
-    return 0

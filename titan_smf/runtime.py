@@ -5,16 +5,15 @@ import os
 import signal
 import socket
 import sys
-import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from types import FrameType
 from typing import Any, NoReturn
 
 import torch
 import torch.distributed as dist
 
-from titan_smf.errors import EXIT_USER_ERROR, UserError
+from titan_smf.errors import UserError
 
 EXIT_STOPPED = 75  # EX_TEMPFAIL of sysexits.h: a checkpoint was saved, start again to go on
 
@@ -156,14 +155,6 @@ class StopRequest:
             signal.signal(number, handler)
 
 
-def _report(error: UserError) -> None:
-    """Print the message once: rank 0 at once; another rank only if rank 0 did not end the run."""
-    if rank() != 0:
-        # torchrun ends this process as soon as rank 0 has exited with the same error.
-        time.sleep(10)
-    print(f"error: {error}", file=sys.stderr, flush=True)
-
-
 def end_process(code: int) -> NoReturn:
     """Exit at once, without the destructors of C++ objects.
 
@@ -174,21 +165,3 @@ def end_process(code: int) -> NoReturn:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
-
-
-def run_entry_point(main: Callable[[Sequence[str]], int | None], argv: Sequence[str]) -> int:
-    """Run `main(argv)` and return the exit code; a `UserError` becomes one message and code 2."""
-    set_default_ranks()
-    configure_logging()
-    try:
-        check_devices()
-        code = main(argv) or 0
-    except UserError as error:
-        _report(error)
-        return EXIT_USER_ERROR
-    except BrokenPipeError:
-        return 1
-    # Only here: after an error other ranks may still wait in a collective, and so would this one.
-    if dist.is_initialized():
-        dist.destroy_process_group()
-    return code

@@ -1,30 +1,8 @@
-"""Train a model as a configuration says: `python -m titan_smf.train --job.config FILE`.
+"""Entry of training: `python -m titan_smf.train --job.config FILE`, also under torchrun."""
 
-Under torchrun every process runs this; launched plainly it is a run on one process. Exit codes: 0
-done, 2 a mistake in what was given, 75 stopped on request with a checkpoint to go on from.
-"""
-
-import sys
-from collections.abc import Sequence
-
-from titan_smf.config.help import print_help
-
-
-def main(argv: Sequence[str]) -> int:
-    """Train to the last step of the configuration in `argv`; returns the exit code."""
-    from titan_smf.config.checks import check
-    from titan_smf.config.job import load_config
-    from titan_smf.runtime import world_size
-    from titan_smf.training.trainer import Trainer, run
-
-    config = load_config(argv)
-    check(config, world_size())
-    return run(config, Trainer.train)
-
+from titan_smf.commands import train
+from titan_smf.commands.entry import start_on_ranks
+from titan_smf.config.help import usage
 
 if __name__ == "__main__":
-    if print_help(sys.argv[1:]):
-        sys.exit(0)
-    from titan_smf.runtime import end_process, run_entry_point
-
-    end_process(run_entry_point(main, sys.argv[1:]))
+    start_on_ranks(train.main, usage())

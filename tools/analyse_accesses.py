@@ -1,44 +1,8 @@
 #!/usr/bin/env python
-"""Analyse which memory slots hold a fact, and what each ranking finds of them. Nothing is trained.
+"""Analyse which memory slots hold a fact, and what each ranking finds of them."""
 
-    torchrun --nproc_per_node 2 tools/analyse_accesses.py --job.config CONFIG.toml \\
-        --checkpoint.initial_load_path RUN --selection.idf_path idf.safetensors \\
-        --job.dump_folder FOLDER
-
-CONFIG.toml is that of a sparse finetuning run: its stream, batch, ranking and top_t are analysed.
-Settings are those of training (`--section.key value`); [analysis] says how many facts or documents
-and which numbers of slots. Writes access_analysis.json, access_analysis.html and pictures into
-job.dump_folder. Exit codes: 0 done, 2 a mistake.
-"""
-
-import sys
-from collections.abc import Sequence
-
-
-def main(argv: Sequence[str]) -> int:
-    """Analyse; returns the exit code."""
-    from titan_smf.analysis.access_analysis import analysis_config, write_analysis
-    from titan_smf.analysis.access_report import ANALYSIS_FILE, FRAGMENT_FILE, text_summary
-    from titan_smf.config.checks import check
-    from titan_smf.config.job import load_config
-    from titan_smf.runtime import world_size
-    from titan_smf.training.trainer import Trainer, run
-
-    def analyse_and_print(trainer: Trainer) -> bool:
-        if analysis := write_analysis(trainer):
-            print(text_summary(analysis))
-            print(f"Wrote {trainer.folder / ANALYSIS_FILE}, {FRAGMENT_FILE} and pictures beside it")
-        return True
-
-    config = analysis_config(load_config(argv))
-    check(config, world_size())
-    return run(config, analyse_and_print)
-
+from titan_smf.commands import analyse_accesses
+from titan_smf.commands.entry import start_on_ranks
 
 if __name__ == "__main__":
-    if not sys.argv[1:] or {"-h", "--help"} & set(sys.argv[1:]):
-        print(__doc__)
-        sys.exit(0 if sys.argv[1:] else 2)
-    from titan_smf.runtime import end_process, run_entry_point
-
-    end_process(run_entry_point(main, sys.argv[1:]))
+    start_on_ranks(analyse_accesses.main, analyse_accesses.__doc__)

@@ -1,53 +1,8 @@
 #!/usr/bin/env python
-"""Count in how many batches of background data each memory slot is used.
+"""Count in how many batches of background data each memory slot is used."""
 
-    torchrun --nproc_per_node 8 tools/compute_idf.py --job.config train_configs/compute_idf.toml
-    tools/compute_idf.py merge PART.safetensors ... --output idf.safetensors
-
-Settings are those of training (`--section.key value`); [idf] says how much is counted. The result,
-`idf.safetensors`, is what `selection.idf_path` needs. Stopped and started again, a count goes on.
-`merge` adds up files of independent jobs. Exit codes: 0 done, 2 a mistake, 75 stopped on request.
-"""
-
-import argparse
-import sys
-from collections.abc import Sequence
-
-
-def main(argv: Sequence[str]) -> int:
-    """Count, or merge counts; returns the exit code."""
-    if argv[:1] == ["merge"]:
-        return merge(argv[1:])
-    from titan_smf.config.checks import check
-    from titan_smf.config.job import load_config
-    from titan_smf.runtime import world_size
-    from titan_smf.training.count_background import count_background, counting_config
-    from titan_smf.training.trainer import run
-
-    config = counting_config(load_config(argv), world_size())
-    check(config, world_size())
-    return run(config, count_background)
-
-
-def merge(argv: Sequence[str]) -> int:
-    """Add up files of counts; returns the exit code."""
-    from titan_smf.sparse.idf_file import merge_idf, what_is_missing
-
-    parser = argparse.ArgumentParser(prog="tools/compute_idf.py merge")
-    parser.add_argument("parts", nargs="+", metavar="PART", help="files of counts")
-    parser.add_argument("--output", required=True, help="path or URL of the sum")
-    args = parser.parse_args(argv)
-    metadata = merge_idf(args.parts, args.output)
-    print(f"{args.output}: {metadata.documents} documents of {len(args.parts)} files")
-    if lacking := what_is_missing(metadata):
-        print(f"It is not complete: {lacking}")
-    return 0
-
+from titan_smf.commands import compute_idf
+from titan_smf.commands.entry import start_on_ranks
 
 if __name__ == "__main__":
-    if not sys.argv[1:] or {"-h", "--help"} & set(sys.argv[1:]) - {"merge"}:
-        print(__doc__)
-        sys.exit(0 if sys.argv[1:] else 2)
-    from titan_smf.runtime import end_process, run_entry_point
-
-    end_process(run_entry_point(main, sys.argv[1:]))
+    start_on_ranks(compute_idf.main, compute_idf.__doc__)

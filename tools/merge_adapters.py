@@ -1,38 +1,8 @@
 #!/usr/bin/env python
-"""Fold LoRA adapters into the weights that they were learned beside.
+"""Fold LoRA adapters into the weights that they were learned beside."""
 
-    tools/merge_adapters.py BASE ADAPTERS --output FOLDER
-
-BASE is a step-N folder, or a run's folder for its newest checkpoint. ADAPTERS is the folder of a
-run with finetune.method lora, or any with PEFT's two files. Of weights that such a run did not
-start from, its adapters are refused. FOLDER gets weights alone, for checkpoint.initial_load_path of
-a run without adapters. Exit codes: 0 done, 2 a mistake.
-"""
-
-import argparse
-import sys
-from pathlib import Path
-
-from titan_smf.errors import exit_code
-
-
-def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("base", type=Path, metavar="BASE")
-    parser.add_argument("adapters", type=Path, metavar="ADAPTERS")
-    parser.add_argument("--output", type=Path, required=True, help="new folder")
-    return parser.parse_args()
-
-
-def run(args: argparse.Namespace) -> None:
-    # Only now: --help does without torch.
-    from titan_smf.checkpoint.merge_adapters import merge_adapters
-
-    merge_adapters(args.base, args.adapters, args.output, report=print)
-
+from titan_smf.commands.entry import start
+from titan_smf.commands.merge_adapters import main
 
 if __name__ == "__main__":
-    arguments = parse_arguments()
-    sys.exit(exit_code(lambda: run(arguments)))
+    start(main)

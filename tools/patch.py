@@ -1,77 +1,8 @@
 #!/usr/bin/env python
-"""The rows that sparse finetuning changed, as a small file.
+"""The rows that sparse finetuning changed, as a small file."""
 
-    tools/patch.py export BASE FINETUNED --output patch.safetensors
-    tools/patch.py apply BASE PATCH ... --output FOLDER
-    tools/patch.py revert FINETUNED PATCH ... --output FOLDER
-    tools/patch.py show PATCH ...
-    tools/patch.py merge PATCH PATCH ... --output patch.safetensors
-
-BASE and FINETUNED are step-N folders, or runs' folders for their newest checkpoint. Patches are in
-the order in which they were made, also to revert them; weights that are not theirs are refused.
-FOLDER gets weights alone, for checkpoint.initial_load_path. Exit codes: 0 done, 2 a mistake.
-"""
-
-import argparse
-import sys
-from pathlib import Path
-
-from titan_smf.errors import exit_code
-
-# command, what it does, the checkpoints it takes, its output
-COMMANDS: list[tuple[str, str, list[str], str]] = [
-    ("export", "make the patch of two checkpoints", ["base", "finetuned"], "path or URL"),
-    ("apply", "change a checkpoint by patches", ["base"], "new folder"),
-    ("revert", "take patches back from a checkpoint", ["finetuned"], "new folder"),
-    ("show", "say what patches hold", [], ""),
-    ("merge", "make one patch of several", [], "path or URL"),
-]
-OVERLAP = "rows changed by several patches of one base: refuse, the last patch's, sum of changes"
-
-
-def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for name, meaning, checkpoints, output in COMMANDS:
-        command = commands.add_parser(name, help=meaning, description=meaning)
-        for checkpoint in checkpoints:
-            command.add_argument(checkpoint, type=Path, metavar=checkpoint.upper())
-        if name != "export":
-            command.add_argument("patches", nargs="+", metavar="PATCH", help="path or URL")
-        if output:
-            command.add_argument("--output", required=True, help=output)
-    commands.choices["export"].add_argument("--data", default="", help="what was learned, in words")
-    commands.choices["merge"].add_argument(
-        "--on-overlap", choices=["refuse", "last", "sum"], default="refuse", help=OVERLAP
-    )
-    return parser.parse_args()
-
-
-def run(args: argparse.Namespace) -> None:
-    # Only now: --help does without torch.
-    from titan_smf.checkpoint.patch import load_patch, merge, save_patch, slots_text
-    from titan_smf.checkpoint.patch_report import describe_patch
-    from titan_smf.checkpoint.patch_stored import apply_patches, export_patch, revert_patches
-
-    patches = [] if args.command == "export" else [load_patch(path) for path in args.patches]
-    if args.command == "show":
-        print("\n\n".join(map(describe_patch, args.patches, patches)))
-    elif args.command == "apply":
-        apply_patches(args.base, patches, Path(args.output), report=print)
-    elif args.command == "revert":
-        revert_patches(args.finetuned, patches, Path(args.output), report=print)
-    else:
-        if args.command == "export":
-            patch = export_patch(args.base, args.finetuned, args.data, report=print)
-        else:
-            patch, shared = merge(patches, args.on_overlap)
-            print(f"Changed by several patches of one base: {slots_text(shared)}")
-        save_patch(args.output, patch)
-        print(describe_patch(args.output, patch))
-
+from titan_smf.commands.entry import start
+from titan_smf.commands.patch import main
 
 if __name__ == "__main__":
-    arguments = parse_arguments()
-    sys.exit(exit_code(lambda: run(arguments)))
+    start(main)

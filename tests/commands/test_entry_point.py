@@ -35,11 +35,11 @@ def test_one_message_and_exit_code_2(tmp_path: Path) -> None:
 
 def start(rank: int, ranks: int, argv: list[str]) -> tuple[int, str]:
     """The exit code and the messages of the entry point."""
-    from titan_smf.runtime import run_entry_point
-    from titan_smf.train import main
+    from titan_smf.commands.entry import exit_code_on_ranks
+    from titan_smf.commands.train import main
 
     with redirect_stderr(io.StringIO()) as messages:
-        return run_entry_point(main, argv), messages.getvalue()
+        return exit_code_on_ranks(main, argv), messages.getvalue()
 
 
 def test_several_ranks_print_the_message_once(tmp_path: Path) -> None:

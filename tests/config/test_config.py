@@ -11,8 +11,8 @@ import pytest
 
 from tests.support.user_mistakes import MISTAKES, VALID, Mistake
 from titan_smf.config.checks import check
-from titan_smf.config.help import SECTIONS, _field_docstrings, print_help
-from titan_smf.config.job import JobConfig, explain, load_config, save_resolved
+from titan_smf.config.help import SECTIONS, _field_docstrings, print_help, usage
+from titan_smf.config.job import JobConfig, add_origin, load_config, save_resolved
 from titan_smf.config.parsing import describe, get, settings_of
 from titan_smf.config.sections import Source
 from titan_smf.config.unsupported import unsupported
@@ -28,7 +28,7 @@ def start(argv: list[str], ranks: int) -> None:
         check(config, ranks)
         model_args(config, load_tokenizer(**dataclasses.asdict(config.tokenizer)))
     except ConfigError as error:
-        explain(error, config)
+        add_origin(error, config)
         raise
 
 
@@ -86,7 +86,7 @@ def test_command_line_wins_over_file_wins_over_default(tmp_path: Path) -> None:
     assert (config.training.steps, config.training.local_batch_size) == (7, 2)
     assert config.training.seq_len == JobConfig().training.seq_len
     assert config.compile.enable is True
-    assert config.where == {
+    assert config.origins == {
         "training.steps": "command line",
         "compile.enable": "command line",
         "training.local_batch_size": file,
@@ -166,11 +166,12 @@ def test_an_error_of_the_model_is_completed_with_its_source(tmp_path: Path) -> N
     file = write(tmp_path)
     config = load_config(["--job.config", file])
     error = ConfigError("memory.layers", [1, 2], "blocks 0 to 1 of flavor debug")
+    add_origin(error, config)
     expected = "memory.layers: got [1, 2]; allowed: blocks 0 to 1 of flavor debug"
-    assert explain(error, config) == f"{file}: {expected}"
-    assert (
-        explain(ConfigError("memory.k", 9, "8"), config) == "default: memory.k: got 9; allowed: 8"
-    )
+    assert str(error) == f"{file}: {expected}"
+    of_default = ConfigError("memory.k", 9, "8")
+    add_origin(of_default, config)
+    assert str(of_default) == "default: memory.k: got 9; allowed: 8"
 
 
 def test_every_setting_of_ours_is_documented() -> None:
@@ -185,24 +186,24 @@ def test_every_setting_of_ours_is_documented() -> None:
 def test_help_names_every_section_and_setting(capsys: pytest.CaptureFixture[str]) -> None:
     settable = [key for key in settings_of(JobConfig) if unsupported(key) is None]
     assert set(SECTIONS) == {key.partition(".")[0] for key in settable}
-    assert print_help(["--job.config", "x.toml", "--help"])
-    usage = capsys.readouterr().out
-    assert all(f"\n  {section} " in usage for section in SECTIONS)
+    assert print_help(["--job.config", "x.toml", "--help"], usage())
+    printed = capsys.readouterr().out
+    assert all(f"\n  {section} " in printed for section in SECTIONS)
     for section in SECTIONS:
-        assert print_help(["--help", section])
+        assert print_help(["--help", section], "")
     printed = capsys.readouterr().out
     for key in settable:
         assert f"--{key}  {describe(settings_of(JobConfig)[key])}; default " in printed
-    assert not print_help(["--job.config", "x.toml"])
+    assert not print_help(["--job.config", "x.toml"], "")
     with pytest.raises(SystemExit) as error:
-        print_help(["--help", "memry"])
+        print_help(["--help", "memry"], "")
     assert error.value.code == 2
     assert "allowed: memory" in capsys.readouterr().err
 
 
 def test_help_imports_no_torch() -> None:
     code = (
-        "import sys, titan_smf.config.help; titan_smf.config.help.print_help(['--help']);"
+        "import sys; from titan_smf.config.help import *; print_help(['--help'], usage());"
         "sys.exit('torch' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -200,9 +200,9 @@ def test_a_run_stopped_in_an_evaluation_goes_on_with_it(tmp_path: Path) -> None:
 
 def stopped(rank: int, ranks: int, argv: list[str]) -> int:
     """Train, and ask for a stop as soon as there are three results; the exit code."""
+    from titan_smf.commands.entry import exit_code_on_ranks
+    from titan_smf.commands.train import main
     from titan_smf.evaluation.results import ResultsFile
-    from titan_smf.runtime import run_entry_point
-    from titan_smf.train import main
 
     added = ResultsFile.add
 
@@ -212,7 +212,7 @@ def stopped(rank: int, ranks: int, argv: list[str]) -> int:
             signal.raise_signal(signal.SIGTERM)
 
     ResultsFile.add = add  # type: ignore[method-assign]
-    return run_entry_point(main, argv)
+    return exit_code_on_ranks(main, argv)
 
 
 def test_the_tool_needs_no_more_than_a_run_and_files(runs: Path) -> None:

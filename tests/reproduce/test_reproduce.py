@@ -182,7 +182,7 @@ def test_every_run_of_the_plans_here_has_settings_that_can_be(name: str) -> None
         check(config, 1)
         assert config.lr_scheduler.decay_ratio == 0, "what comes last is learned like the rest"
         assert any(each.role == "target" for each in config.evaluation.sets)  # type: ignore[union-attr]
-        assert all(config.where[key] for key in run.arm.rate)
+        assert all(config.origins[key] for key in run.arm.rate)
 
 
 def test_an_arm_says_what_takes_how_much_of_its_rate(tmp_path: Path) -> None:

@@ -96,21 +96,21 @@ def analysis_config(config: JobConfig) -> JobConfig:
         ),
     ):
         if not got:
-            raise ConfigError(key, got, allowed, config.where.get(key, "default"))
+            raise ConfigError(key, got, allowed, config.origin(key))
     default = JobConfig()
-    changed = dataclasses.replace(
-        config,
-        finetune=dataclasses.replace(config.finetune, method="sparse_memory"),
-        optimizer=default.optimizer,
-        evaluation=dataclasses.replace(default.evaluation, template=question_template(config)),
-        checkpoint=dataclasses.replace(config.checkpoint, enable=False),
-        validation=dataclasses.replace(config.validation, enable=False),
-        metrics=dataclasses.replace(config.metrics, enable_tensorboard=False),
-        lr_scheduler=dataclasses.replace(config.lr_scheduler, warmup_steps=0),
-        compile=default.compile,
+    return config.changed(
+        {
+            "finetune.method": "sparse_memory",
+            "optimizer": default.optimizer,
+            "evaluation": default.evaluation,
+            "evaluation.template": question_template(config),
+            "checkpoint.enable": False,
+            "validation.enable": False,
+            "metrics.enable_tensorboard": False,
+            "lr_scheduler.warmup_steps": 0,
+            "compile": default.compile,
+        }
     )
-    changed.where = config.where
-    return changed
 
 
 def question_template(config: JobConfig) -> str:

@@ -1,9 +1,24 @@
-"""The options of tools/make_stream.py, and what its three commands do with them."""
+"""Make what a model is to learn: a fact stream, a document stream, or text that states facts.
+
+    tools/make_stream.py facts QUESTIONS --output new.jsonl --part 1/2
+    tools/make_stream.py documents TEXT ... --output chunks.jsonl
+    tools/make_stream.py text known.jsonl --output pretraining.jsonl
+
+QUESTIONS is a jsonl, csv or parquet file with the fields of NQ-open, TriviaQA, SimpleQA or a fact
+stream, a URL of one, hf:NAME?config=C&split=S, or synthetic:world?set=new_facts. TEXT is what
+tools/prepare_data.py takes. FACTS is a fact stream; its text is for pretraining.
+
+Statements and rewrites come from simple patterns, which quote the question or reorder sentences;
+from a field of the input (--from-field); or from a chat endpoint (--endpoint), after its cost was
+shown and agreed to. Its answers are kept: a run that was killed and is started again pays for none
+twice. Exit codes: 0 done, 2 a mistake, 130 interrupted.
+"""
 
 import argparse
 from collections.abc import Sequence
 from typing import Any
 
+from titan_smf.commands.entry import add_options, make_parser
 from titan_smf.data.raw_text import TextOptions
 from titan_smf.errors import ConfigError
 from titan_smf.streams.endpoint import Endpoint
@@ -51,32 +66,27 @@ OPTIONS: list[tuple[str, str, str | int | float | bool, str]] = [
 ]
 
 
-def parse_arguments(description: str) -> argparse.Namespace:
-    """The command and its options, from the command line."""
-    form = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=description, formatter_class=form)
+def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
+    """Parse the command and its options."""
+    parser = make_parser(__doc__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, metavar in INPUTS.items():
-        command = commands.add_parser(name, description=description, formatter_class=form)
+        command = commands.add_parser(
+            name, description=__doc__, formatter_class=parser.formatter_class
+        )
         command.add_argument("inputs", nargs="+" if name == "documents" else 1, metavar=metavar)
         command.add_argument("--output", required=True, help="path or URL that ends in .jsonl")
-        for where, option, default, meaning in OPTIONS:
-            if name not in where.split():
-                continue
-            if default is False:
-                command.add_argument(option, action="store_true", help=meaning)
-            else:
-                shown = f"{meaning} (default: {default})" if default else meaning
-                command.add_argument(option, default=default, type=type(default), help=shown)
-    return parser.parse_args()
+        add_options(command, [row[1:] for row in OPTIONS if name in row[0].split()])
+    return parser.parse_args(argv)
 
 
-def run(args: argparse.Namespace) -> None:
+def main(argv: Sequence[str]) -> None:
     """Make what the arguments say, and write it.
 
     Raises:
         UserError: a mistake in the input or the settings, or an endpoint that does not answer.
     """
+    args = parse_arguments(argv)
     check_output(args.output, args.overwrite)
     records: Sequence[Any]
     if args.command == "text":

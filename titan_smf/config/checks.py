@@ -67,7 +67,7 @@ def check(config: JobConfig, world_size: int, trains: bool = True) -> None:
     needed = _data_conditions(config, world_size) if trains else ()
     for key, holds, allowed in chain(_supported(config), _conditions(config, world_size), needed):
         if not holds:
-            raise ConfigError(key, get(config, key), allowed, config.where.get(key, "default"))
+            raise ConfigError(key, get(config, key), allowed, config.origin(key))
 
 
 def _supported(config: JobConfig) -> Iterator[Condition]:

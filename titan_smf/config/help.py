@@ -63,8 +63,17 @@ Sections (--help SECTION lists the settings of one):
 """
 
 
-def print_help(argv: Sequence[str]) -> bool:
-    """Print the help that `argv` asks for by `--help [SECTION]`; whether it asks for any.
+def usage() -> str:
+    """Return the help of training, which lists the sections."""
+    width = max(map(len, SECTIONS)) + 2
+    return _USAGE + "\n".join(f"  {name:<{width}}{what}" for name, what in SECTIONS.items())
+
+
+def print_help(argv: Sequence[str], usage: str | None) -> bool:
+    """Print what `argv` asks for by `--help [SECTION]`: a section's settings, or else the usage.
+
+    Returns:
+        whether it asks for any.
 
     Raises:
         SystemExit: with code 2, for a section that does not exist.
@@ -74,9 +83,7 @@ def print_help(argv: Sequence[str]) -> bool:
         return False
     section = "".join(argv[asked[0] + 1 : asked[0] + 2])
     if not section or section.startswith("-"):
-        width = max(map(len, SECTIONS)) + 2
-        lines = [f"  {name:<{width}}{what}" for name, what in SECTIONS.items()]
-        print(_USAGE + "\n".join(lines))
+        print(usage)
     elif section in SECTIONS:
         print(_describe_section(section))
     else:

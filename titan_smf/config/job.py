@@ -5,8 +5,9 @@
 default.
 """
 
+import copy
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import reduce
 from operator import getitem
@@ -16,7 +17,7 @@ from typing import Any
 import tomli_w
 
 from titan_smf.config import sections
-from titan_smf.config.parsing import COMMAND_LINE, get, read_arguments, read_toml, settings_of
+from titan_smf.config.parsing import COMMAND_LINE, read_arguments, read_toml, settings_of
 from titan_smf.config.unsupported import unsupported
 from titan_smf.errors import ConfigError
 from titan_smf.torchtitan_api import TitanJobConfig
@@ -24,8 +25,11 @@ from titan_smf.torchtitan_api import TitanJobConfig
 
 @dataclass
 class JobConfig(TitanJobConfig):
-    """All settings of a run. `where` maps the settings that were given to the place they come from
-    (a file, `command line`); it is no setting, and equality ignores it."""
+    """All settings of a run.
+
+    `origins` maps each setting that was given to where it was given (a file, `command line`); it is
+    no setting, and equality ignores it.
+    """
 
     model: sections.Model = field(default_factory=sections.Model)
     training: sections.Training = field(default_factory=sections.Training)
@@ -46,7 +50,22 @@ class JobConfig(TitanJobConfig):
     evaluation: sections.Evaluation = field(default_factory=sections.Evaluation)
 
     def __post_init__(self) -> None:
-        self.where: dict[str, str] = {}
+        self.origins: dict[str, str] = {}
+
+    def origin(self, key: str) -> str:
+        """Return where a setting was given: a file, `command line` or `default`."""
+        return self.origins.get(key, "default")
+
+    def update(self, values: Mapping[str, Any], origin: str) -> None:
+        """Set settings, given by full key, and note where they come from."""
+        _set(self, values)
+        self.origins |= dict.fromkeys(values, origin)
+
+    def changed(self, values: Mapping[str, Any]) -> "JobConfig":
+        """Return a copy with other values of these settings or sections, of the same origins."""
+        copied = copy.deepcopy(self)
+        _set(copied, values)
+        return copied
 
     @property
     def needs_counts(self) -> bool:
@@ -66,23 +85,20 @@ def load_config(argv: Sequence[str]) -> JobConfig:
     path, overrides = read_arguments(argv, settings)
     config = JobConfig()
     if path is not None:
-        assign(config, read_toml(path, settings), path)
-    assign(config, overrides, COMMAND_LINE)
+        config.update(read_toml(path, settings), path)
+    config.update(overrides, COMMAND_LINE)
     return config
 
 
-def assign(config: JobConfig, values: dict[str, Any], source: str) -> None:
-    """Put values of the right types, by full key, into a configuration, and note their source."""
+def _set(config: JobConfig, values: Mapping[str, Any]) -> None:
     for key, value in values.items():
-        section, _, name = key.rpartition(".")
-        setattr(get(config, section), name, value)
-        config.where[key] = source
+        *parents, name = key.split(".")
+        setattr(reduce(getattr, parents, config), name, value)
 
 
-def explain(error: ConfigError, config: JobConfig) -> str:
-    """The error's message, completed by where its setting was given if the error does not know."""
-    error.source = error.source or config.where.get(error.key, "default")
-    return str(error)
+def add_origin(error: ConfigError, config: JobConfig) -> None:
+    """Complete an error by where its setting was given, if the error does not know that."""
+    error.source = error.source or config.origin(error.key)
 
 
 def save_resolved(config: JobConfig, path: str | Path) -> None:
@@ -92,8 +108,8 @@ def save_resolved(config: JobConfig, path: str | Path) -> None:
     that `check` lets nobody change.
     """
     lines = ["# All settings of a run with its defaults; to run it again: --job.config THIS_FILE"]
-    for source in dict.fromkeys(config.where.values()):
-        keys = [key for key, place in config.where.items() if place == source]
+    for source in dict.fromkeys(config.origins.values()):
+        keys = [key for key, origin in config.origins.items() if origin == source]
         lines.append(f"# From {source}: {', '.join(keys)}")
     values = dataclasses.asdict(config)
     tables: dict[str, Any] = {}

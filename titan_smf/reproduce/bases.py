@@ -17,7 +17,7 @@ from torch.distributed.tensor import DTensor
 
 from titan_smf import storage
 from titan_smf.checkpoint.checkpointer import LAST
-from titan_smf.config.job import JobConfig, assign
+from titan_smf.config.job import JobConfig
 from titan_smf.data.sources import source_texts
 from titan_smf.data.tokenizer import train_rank_file
 from titan_smf.model.names import is_adapter
@@ -62,7 +62,7 @@ class Bases:
         config = self.plan.pretraining(base, self.seed)
         self.set_tokenizer(config)
         saving = {"checkpoint.enable": True, "checkpoint.keep_latest_k": 1}
-        assign(config, saving, self.plan.source)
+        config.update(saving, self.plan.source)
         return self._placed(config, f"{slug(base)}-seed{self.seed}")
 
     def counting(self, arm: Arm) -> JobConfig:
@@ -70,7 +70,7 @@ class Bases:
         config = self.plan.counting(arm, self.seed)
         self.set_tokenizer(config)
         weights = {"checkpoint.initial_load_path": self.pretraining(arm.base).job.dump_folder}
-        assign(config, weights, self.plan.source)
+        config.update(weights, self.plan.source)
         config = counting_config(config, world_size())
         return self._placed(config, f"{slug(arm.base)}-seed{self.seed}-count")
 
@@ -82,7 +82,7 @@ class Bases:
         """Name the tokenizer that is trained for this plan and seed, if it has one."""
         if self.plan.reproduce.vocabulary:
             path = {"tokenizer.path": str(self._tokenizer_path())}
-            assign(config, path, self.plan.source)
+            config.update(path, self.plan.source)
 
     def weights(self, base: str) -> BaseWeights | None:
         """The weights of a base, pretrained if they are not there; None if asked to stop."""

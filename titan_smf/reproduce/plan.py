@@ -23,7 +23,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from titan_smf.config.job import JobConfig, assign
+from titan_smf.config.job import JobConfig
 from titan_smf.config.parsing import (
     COMMAND_LINE,
     check_value,
@@ -129,7 +129,7 @@ class Plan:
         config = JobConfig()
         for table in ({"debug.seed": seed}, self.phases["common"], *tables):
             values = {key: _filled(value, seed) for key, value in table.items()}
-            assign(config, values, self.source)
+            config.update(values, self.source)
         return config
 
 
@@ -261,7 +261,7 @@ def given_settings(config: JobConfig) -> dict[str, Any]:
 
     Defaults are not among them, nor how the work is spread over the ranks.
     """
-    given = (key for key in sorted(config.where) if not key.startswith("parallelism."))
+    given = (key for key in sorted(config.origins) if not key.startswith("parallelism."))
     values = {key: get(config, key) for key in given}
     return json.loads(json.dumps(values, default=dataclasses.asdict))
 

@@ -26,7 +26,7 @@ from titan_smf.analysis.access_analysis import analyse_accesses, analysis_config
 from titan_smf.analysis.access_report import ANALYSIS_FILE
 from titan_smf.checkpoint.checkpointer import first_difference
 from titan_smf.config.checks import check
-from titan_smf.config.job import JobConfig, assign
+from titan_smf.config.job import JobConfig
 from titan_smf.errors import ConfigError
 from titan_smf.evaluation.sets import complete_sets
 from titan_smf.reproduce.bases import Bases, BaseWeights
@@ -120,7 +120,7 @@ class Runner:
         }
         if config.needs_counts:
             places["selection.idf_path"] = bases.counts_path(run.arm)
-        assign(config, places, self.plan.source)
+        config.update(places, self.plan.source)
         return config
 
     def _run(self, run: Run, bases: Bases) -> bool:
@@ -146,7 +146,7 @@ class Runner:
             config = self.configuration(run, bases)
             if config.needs_counts:
                 folder = analyses_folder(self.plan) / f"seed-{bases.seed}"
-                assign(config, {"job.dump_folder": str(folder)}, self.plan.source)
+                config.update({"job.dump_folder": str(folder)}, self.plan.source)
                 if not from_first_rank((folder / ANALYSIS_FILE).is_file):
                     logger.info("== analysing accesses, seed %d: %s", bases.seed, folder)
                     run_trainer(analysis_config(config), analyse_accesses)

@@ -49,33 +49,28 @@ def counting_config(config: JobConfig, world_size: int) -> JobConfig:
     idf, local = config.idf, config.training.local_batch_size
     if idf.batch_size % (local * world_size):
         allowed = f"a multiple of training.local_batch_size ({local}) times the ranks, {world_size}"
-        where = config.where.get("idf.batch_size", "default")
-        raise ConfigError("idf.batch_size", idf.batch_size, allowed, where)
+        origin = config.origin("idf.batch_size")
+        raise ConfigError("idf.batch_size", idf.batch_size, allowed, origin)
     if config.memory.layers == []:
         allowed = "at least one layer: a dense model has no slots"
-        raise ConfigError("memory.layers", [], allowed, config.where["memory.layers"])
-    training = dataclasses.replace(
-        config.training,
-        seq_len=idf.seq_len,
-        global_batch_size=idf.batch_size,
-        steps=idf.num_batches,
-    )
+        raise ConfigError("memory.layers", [], allowed, config.origin("memory.layers"))
     default = JobConfig()
-    counting = dataclasses.replace(
-        config,
-        training=training,
-        finetune=dataclasses.replace(config.finetune, method="full"),
-        lora=default.lora,
-        replay=default.replay,
-        optimizer=default.optimizer,
-        stream=dataclasses.replace(config.stream, path=""),
-        checkpoint=dataclasses.replace(config.checkpoint, enable=False),
-        validation=dataclasses.replace(config.validation, enable=False),
-        evaluation=dataclasses.replace(config.evaluation, sets=[]),
-        metrics=dataclasses.replace(config.metrics, enable_tensorboard=False),
+    return config.changed(
+        {
+            "training.seq_len": idf.seq_len,
+            "training.global_batch_size": idf.batch_size,
+            "training.steps": idf.num_batches,
+            "finetune.method": "full",
+            "lora": default.lora,
+            "replay": default.replay,
+            "optimizer": default.optimizer,
+            "stream.path": "",
+            "checkpoint.enable": False,
+            "validation.enable": False,
+            "evaluation.sets": [],
+            "metrics.enable_tensorboard": False,
+        }
     )
-    counting.where = config.where
-    return counting
 
 
 def count_background(trainer: Trainer) -> bool:

@@ -24,7 +24,7 @@ from torch.distributed.fsdp import FSDPModule
 from titan_smf.checkpoint.checkpointer import Checkpointer, find_checkpoint
 from titan_smf.checkpoint.peft_format import save_adapters
 from titan_smf.checkpoint.run_folder import check_not_begun, hold, make_folder
-from titan_smf.config.job import JobConfig, explain, save_resolved
+from titan_smf.config.job import JobConfig, add_origin, save_resolved
 from titan_smf.data.loader import Batch, NoData, TokenLoader, validation_batches
 from titan_smf.data.sources import open_source
 from titan_smf.data.tokenizer import Tokenizer
@@ -479,7 +479,7 @@ def run(
         finally:
             trainer.close()
     except ConfigError as error:
-        explain(error, config)
+        add_origin(error, config)
         raise
     return 0 if done else EXIT_STOPPED
 
