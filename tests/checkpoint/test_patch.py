@@ -33,12 +33,11 @@ from titan_smf.checkpoint.patch import (
     Patch,
     chain,
     inverse,
-    load_patch,
     merge,
-    save_patch,
 )
+from titan_smf.checkpoint.patch_checkpoints import apply_patches, export_patch, revert_patches
+from titan_smf.checkpoint.patch_file import load_patch, save_patch
 from titan_smf.checkpoint.patch_model import apply_to_model, patch_of_model
-from titan_smf.checkpoint.patch_stored import apply_patches, export_patch, revert_patches
 from titan_smf.checkpoint.stored_weights import StoredWeights
 from titan_smf.errors import CheckpointError, PatchError
 

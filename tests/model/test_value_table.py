@@ -150,9 +150,9 @@ def check_bytes(world_size: int, mesh: DeviceMesh) -> None:
         slots = torch.randint(4096, (T, entries))
         weights = torch.rand(slots.shape, dtype=dtype).requires_grad_()
         output, _ = table(slots, weights, torch.rand(T) < 0.5)
-        forward = table.wire.bytes_received if table.wire else 0
+        forward = table.exchange.bytes_received if table.exchange else 0
         output.sum().backward()
-        backward = table.wire.bytes_received - forward if table.wire else 0
+        backward = table.exchange.bytes_received - forward if table.exchange else 0
         there, *back = lookup_bytes(T, entries, V_DIM, world_size, dtype.itemsize)
         assert (forward, backward) == pytest.approx((there, sum(back)), rel=0.02)
 
@@ -225,10 +225,10 @@ def check_count_bytes(world_size: int, mesh: DeviceMesh) -> None:
     accesses = table.count(slots, counted)
     assert torch.equal(accesses, table(slots, torch.rand(T, K), counted)[1])
     assert torch.equal(table.count(slots), table(slots, torch.rand(T, K))[1])
-    if table.wire is not None:
-        before = table.wire.bytes_received
+    if table.exchange is not None:
+        before = table.exchange.bytes_received
         table.count(slots, counted)
-        received = table.wire.bytes_received - before
+        received = table.exchange.bytes_received - before
         own = counted.sum() * K / world_size
         formula = INDEX_BYTES * own * (world_size - 1) + 8 * (world_size - 1)
         assert received == pytest.approx(float(formula), rel=0.1)

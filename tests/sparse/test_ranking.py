@@ -24,6 +24,7 @@ from titan_smf.sparse.document_frequency import Background
 from titan_smf.sparse.ranking import (
     Ranking,
     Selection,
+    SelectionRule,
     kl,
     make_keys,
     overlap,
@@ -158,14 +159,13 @@ def check_selections(mesh: DeviceMesh | None) -> None:
         for ranking in RANKINGS:
             order = plain_order(step, num_tables, ranking)
             for top_t in TOP_T:
-                got = select(touched, ranking, top_t, shards, step, SEED, background)
+                rule = SelectionRule(ranking, top_t, SEED, background)
+                got = select(touched, rule, step, shards)
                 want = order if ranking == "all" else order[:top_t]
                 assert rows_of(got) == want, f"{ranking}, t={top_t}, {num_tables} tables"
                 assert got.num_touched == len(order)
                 assert got.total == sum(count for _, _, count in order)
-            verify_selection(
-                got, accesses, owned, ranking, top_t, shards, replicas, step, SEED, background
-            )
+            verify_selection(got, accesses, owned, rule, step, shards, replicas)
     check_differences_are_found(got, accesses, owned, shards, replicas)
 
 
@@ -185,6 +185,7 @@ def check_differences_are_found(
     swapped[[3, 4]] = swapped[[4, 3]]
     higher = selection.scores.clone()
     higher[2] = torch.nextafter(higher[2], torch.tensor(1.0))
+    rule = SelectionRule("all", 1, SEED)
     wrong = {
         rf"rank 3 of the order there is slot {swapped[3]} .* not slot {swapped[4]} ": changed(
             ids=swapped
@@ -200,14 +201,15 @@ def check_differences_are_found(
     }
     for message, tampered in wrong.items():
         with pytest.raises(RuntimeError, match=message):
-            verify_selection(tampered, accesses, owned, "all", 1, shards, replicas, 3, SEED)
+            verify_selection(tampered, accesses, owned, rule, 3, shards, replicas)
 
 
 def check_nothing_touched(mesh: DeviceMesh) -> None:
     shards, replicas = groups_of(mesh)
     none = sum_over_replicas(touched_slots([torch.empty(0, dtype=torch.int32)]), replicas)
     for ranking in RANKINGS:
-        got = select(none, ranking, 5, shards, 1, SEED, background_of(OwnedSlots(N, 0, 0)))
+        rule = SelectionRule(ranking, 5, SEED, background_of(OwnedSlots(N, 0, 0)))
+        got = select(none, rule, 1, shards)
         assert rows_of(got) == []
         assert (got.total, selected_access_share(got), overlap(got.ids, got.ids)) == (0, 0, 0)
 
@@ -247,7 +249,7 @@ def check_sizes_do_not_depend_on_slots(mesh: DeviceMesh) -> None:
         with Sizes() as sizes:
             touched = sum_over_replicas(touched_slots([owned.ids(rows)]), replicas)
             for ranking in RANKINGS:
-                select(touched, ranking, 10, shards, 1, SEED, background)
+                select(touched, SelectionRule(ranking, 10, SEED, background), 1, shards)
         measured.append((sizes.sent, sizes.largest))
     assert measured[0] == measured[1]
     assert measured[0][0] > 0
@@ -348,7 +350,7 @@ def test_random_scores_are_even_and_change_with_step_and_seed() -> None:
 
 def test_share_and_overlap() -> None:
     touched = TouchedSlots(torch.tensor([2, 4, 9]), torch.tensor([5, 1, 2]))
-    two, three = (select(touched, "tf", t, None, 0, 0) for t in (2, 3))
+    two, three = (select(touched, SelectionRule("tf", t), 0) for t in (2, 3))
     assert two.ids.tolist() == [2, 9]
     assert selected_access_share(two) == 7 / 8
     assert (overlap(two.ids, three.ids), overlap(three.ids, two.ids)) == (1, 2 / 3)

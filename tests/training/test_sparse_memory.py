@@ -18,8 +18,9 @@ from safetensors.torch import load_file
 from tests.support.launch import run_on_ranks
 from tests.training.test_resume import finish, start_ranks, wait_for_step
 from tests.training.test_training import EXACT, HSDP, ROOT, arguments, metrics, train
-from titan_smf.checkpoint.patch import Patch, chain, load_patch
-from titan_smf.checkpoint.patch_stored import export_patch
+from titan_smf.checkpoint.patch import Patch, chain
+from titan_smf.checkpoint.patch_checkpoints import export_patch
+from titan_smf.checkpoint.patch_file import load_patch
 from titan_smf.errors import ConfigError, PatchError
 
 CONFIG = ROOT / "train_configs/debug_sparse_ft.toml"

@@ -34,12 +34,12 @@ def received(rank: int, ranks: int, folder: str) -> list[tuple[Counter[str], int
 
     class Counted(Trainer):
         def train_step(self, data_iterator: Any) -> Any:
-            wire = next(self.model.value_tables()).wire
-            assert wire is not None
-            before = wire.bytes_received
+            exchange = next(self.model.value_tables()).exchange
+            assert exchange is not None
+            before = exchange.bytes_received
             with ReceivedBytes() as collectives:
                 result = super().train_step(data_iterator)
-            steps.append((collectives.received, wire.bytes_received - before))
+            steps.append((collectives.received, exchange.bytes_received - before))
             return result
 
     last_steps = []

@@ -53,7 +53,7 @@ from titan_smf.evaluation.templates import load_template
 from titan_smf.model.llama import Addressed
 from titan_smf.runtime import format_duration
 from titan_smf.sparse.accesses import OwnedSlots, touched_slots
-from titan_smf.sparse.ranking import Ranking, select
+from titan_smf.sparse.ranking import Ranking, SelectionRule, select
 from titan_smf.streams.loader import open_stream
 from titan_smf.streams.records import Document, Fact, Record
 from titan_smf.training.background import load_background
@@ -310,8 +310,8 @@ class AccessAnalysis:
 
     def order(self, texts: Sequence[Tensor], ranking: Ranking, step: int, seed: int) -> Tensor:
         """The slots that the step would select, best first, as many as are looked at."""
-        touched, background = touched_slots(texts), self.background
-        return select(touched, ranking, self.sizes[-1], None, step, seed, background).ids
+        rule = SelectionRule(ranking, self.sizes[-1], seed, self.background)
+        return select(touched_slots(texts), rule, step).ids
 
     def _sizes_of(self, ranking: Ranking) -> list[int]:
         """All accessed slots are as many as they are."""

@@ -138,13 +138,13 @@ def _bytes_over_formula(rank: int) -> tuple[float, float]:
     mesh = init_device_mesh("cpu", (torch.distributed.get_world_size(),))
     torch.manual_seed(rank)
     table = _sharded_table(N, V)
-    assert table.wire is not None
+    assert table.exchange is not None
     weights = torch.rand(T, K, dtype=torch.bfloat16).requires_grad_()
     output, _ = table(random_slots("uniform", N, T, K), weights)
-    received = table.wire.bytes_received
+    received = table.exchange.bytes_received
     output.sum().backward()
     forward, *backward = lookup_bytes(T, K, V, mesh.size(), 2)
-    return received / forward, (table.wire.bytes_received - received) / sum(backward)
+    return received / forward, (table.exchange.bytes_received - received) / sum(backward)
 
 
 def memory(runs: int) -> list[Measure]:

@@ -13,7 +13,7 @@ from titan_smf.bench.measure import Measure, median_seconds, on_ranks, random_sl
 from titan_smf.model.value_table import ValueTable
 from titan_smf.sparse.accesses import OwnedSlots, touched_slots
 from titan_smf.sparse.document_frequency import Background
-from titan_smf.sparse.ranking import Selection, select, tfidf
+from titan_smf.sparse.ranking import Selection, SelectionRule, select, tfidf
 from titan_smf.sparse.row_optimizer import RowAdamW
 
 T, K, V, W, TOP_T = 1024, 32, 256, 4, 500
@@ -44,10 +44,10 @@ def _selection(rank: int, num_slots: int, kind: str, runs: int) -> list[float]:
     owned = _owned(rank, num_slots)
     mine = of_all[(of_all >= owned.start) & (of_all < owned.stop)]
     df = torch.randint(DOCUMENTS, (num_slots,), generator=torch.Generator().manual_seed(0))
-    background = _background(df, owned)
+    rule = SelectionRule("tfidf", TOP_T, background=_background(df, owned))
 
     def ours() -> Selection:
-        return select(touched_slots([mine]), "tfidf", TOP_T, dist.group.WORLD, 1, 0, background)
+        return select(touched_slots([mine]), rule, 1, dist.group.WORLD)
 
     expected = set(_dense_selection(slots, df).tolist())
     assert len(expected - set(ours().ids.tolist())) < 0.5 * TOP_T, "they differ in ties alone"
@@ -65,13 +65,13 @@ def _value_part(rank: int, num_slots: int, kind: str, runs: int) -> list[float]:
     table.shard(init_device_mesh("cpu", (W,)))
     table.to_empty(device="cpu").init_weights(seed=0)
     optimizer, owned = RowAdamW(table, lr=0.1), _owned(rank, num_slots)
-    background = _background(df, owned)
+    rule = SelectionRule("tfidf", TOP_T, background=_background(df, owned))
     values = torch.zeros(num_slots, V).requires_grad_()
     dense_optimizer = torch.optim.AdamW([values], fused=True)
 
     def ours() -> None:
         touched = touched_slots([owned.ids(table.count(slots))])
-        ids = select(touched, "tfidf", TOP_T, table.group, 1, 0, background).ids.sort().values
+        ids = select(touched, rule, 1, table.group).ids.sort().values
         here = ids[(ids >= owned.start) & (ids < owned.stop)] - owned.start
         selected = table.select(here)
         table(slots, weights, None, selected)[0].backward(grad_out)

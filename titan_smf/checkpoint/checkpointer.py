@@ -59,7 +59,7 @@ class RankFiles(Protocol):
 
 
 class Checkpointer:
-    """Saves and loads the full state of a run.
+    """Save and loads the full state of a run.
 
     Args:
         folder: where `step-N` folders are; shared by all ranks.
@@ -244,7 +244,7 @@ def _check_identity(path: Path, state: dict[str, Any], identity: dict[str, Any])
                 f'{path}: has adapters; set finetune.method = "lora", or merge them into their '
                 "base by tools/merge_adapters.py"
             )
-        if difference := first_difference(saved, here, part if here is None else ""):
+        if difference := describe_difference(saved, here, part if here is None else ""):
             raise CheckpointError(
                 f"{path}: of another run: {difference}; start with the settings of that run, "
                 "or give a new job.dump_folder"
@@ -325,13 +325,13 @@ def commit(staging: Path, final: Path) -> None:
     os.close(folder)
 
 
-def first_difference(saved: Any, here: Any, key: str = "") -> str | None:
+def describe_difference(saved: Any, here: Any, key: str = "") -> str | None:
     """The first setting in which two nested JSON values differ, in words."""
     here = json.loads(json.dumps(here))
     if isinstance(saved, dict) and isinstance(here, dict):
         for name in sorted(saved.keys() | here.keys()):
             inner = f"{key}.{name}" if key else name
-            if found := first_difference(saved.get(name), here.get(name), inner):
+            if found := describe_difference(saved.get(name), here.get(name), inner):
                 return found
         return None
     return None if saved == here else f"{key} was {saved!r} there and is {here!r} here"

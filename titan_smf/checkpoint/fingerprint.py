@@ -38,51 +38,46 @@ RowBytes = npt.NDArray[np.uint8]
 
 
 def table_name(table: int) -> str:
-    """Returns the name of a value table's tensor in checkpoints."""
+    """Return the name of a value table's tensor in checkpoints."""
     return f"model.tables.{table}.values"
 
 
 def tensor_id(name: str, dtype: torch.dtype, shape: Iterable[int]) -> bytes:
-    """Returns 16 bytes for a tensor's name, dtype and whole shape."""
+    """Return 16 bytes for a tensor's name, dtype and whole shape."""
     text = f"{name} {dtype} {list(shape)}"
     return hashlib.blake2b(text.encode(), digest_size=16).digest()
 
 
-def number_of(digest: bytes) -> int:
+def digest_to_int(digest: bytes) -> int:
     return int.from_bytes(digest, "little")
 
 
-def rows_sum(tensor: bytes, numbers: Iterable[int], rows: RowBytes) -> int:
-    """Returns what rows with these numbers add to a fingerprint, given their tensor's id."""
+def sum_row_hashes(tensor: bytes, numbers: Iterable[int], rows: RowBytes) -> int:
+    """Return what rows with these numbers add to a fingerprint, given their tensor's id."""
     blake2b, total = hashlib.blake2b, 0
     for number, row in zip(numbers, np.ascontiguousarray(rows), strict=True):
         salt = number.to_bytes(8, "little")
-        total += number_of(blake2b(row, digest_size=16, salt=salt, person=tensor).digest())
+        total += digest_to_int(blake2b(row, digest_size=16, salt=salt, person=tensor).digest())
     return total % MODULUS
 
 
-def fingerprint_text(total: int) -> str:
-    """Returns a fingerprint as it is shown and stored: 32 hexadecimal digits."""
+def format_fingerprint(total: int) -> str:
+    """Return a fingerprint as it is shown and stored: 32 hexadecimal digits."""
     return f"{total % MODULUS:032x}"
-
-
-def moved(fingerprint: str, change: int) -> str:
-    """Returns the fingerprint after a change: the sum of the new rows less that of the old."""
-    return fingerprint_text(int(fingerprint, 16) + change)
 
 
 def rows_per_block(row_bytes: int) -> int:
     return max(1, BLOCK_BYTES // max(1, row_bytes))
 
 
-def bytes_of_rows(rows: Tensor) -> RowBytes:
-    """Returns rows of any dtype, on the CPU, as bytes; shares their memory if it can."""
+def rows_as_bytes(rows: Tensor) -> RowBytes:
+    """Return rows of any dtype, on the CPU, as bytes; shares their memory if it can."""
     flat = rows.detach().cpu().contiguous().reshape(len(rows), math.prod(rows.shape[1:]))
     return flat.view(torch.uint8).numpy() if flat.numel() else np.empty((len(rows), 0), np.uint8)
 
 
 def model_fingerprint(model: nn.Module) -> str:
-    """Returns the fingerprint of a running model, the same as of its checkpoint. Collective.
+    """Return the fingerprint of a running model, the same as of its checkpoint. Collective.
 
     Adapters of LoRA are left out: it is that of the base they stand beside. Every rank hashes its
     own rows; of replicas the first one does. A tensor that is split other than by rows (tensor
@@ -99,17 +94,17 @@ def model_fingerprint(model: nn.Module) -> str:
         if not counts:
             continue
         if first == 0:  # one rank alone holds row 0
-            total += number_of(identity)
+            total += digest_to_int(identity)
         row_bytes = rows.element_size() * math.prod(rows.shape[1:])
         for start in range(0, len(rows), rows_per_block(row_bytes)):
-            block = bytes_of_rows(rows[start : start + rows_per_block(row_bytes)])
+            block = rows_as_bytes(rows[start : start + rows_per_block(row_bytes)])
             numbers = range(first + start, first + start + len(block))
-            total += rows_sum(identity, numbers, block)
+            total += sum_row_hashes(identity, numbers, block)
     totals: list[int] = [total]
     if dist.is_initialized():
         totals *= dist.get_world_size()
         dist.all_gather_object(totals, total)
-    return fingerprint_text(sum(totals))
+    return format_fingerprint(sum(totals))
 
 
 def _rows_here(tensor: Tensor) -> tuple[Tensor, int, bool]:

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from titan_smf.checkpoint.checkpointer import find_checkpoint
-from titan_smf.checkpoint.fingerprint import RowBytes, bytes_of_rows
+from titan_smf.checkpoint.fingerprint import RowBytes, rows_as_bytes
 from titan_smf.checkpoint.peft_format import BASE_FILE, StoredAdapters, load_adapters
 from titan_smf.checkpoint.stored_weights import WEIGHTS, Report, RowNumbers, StoredWeights
 from titan_smf.errors import CheckpointError
@@ -56,7 +56,7 @@ class _Merged(Mapping[str, tuple[RowNumbers, RowBytes]]):
         numbers = np.arange(stored.shape[0])
         rows = torch.from_numpy(stored.rows(numbers)).view(stored.dtype)
         A, B = self.adapters.pairs[name.removeprefix(WEIGHTS).removesuffix(".weight")]
-        return numbers, bytes_of_rows(merged_weight(rows, A, B, self.adapters.scale))
+        return numbers, rows_as_bytes(merged_weight(rows, A, B, self.adapters.scale))
 
     def __iter__(self) -> Iterator[str]:
         return (f"{WEIGHTS}{name}.weight" for name in self.adapters.pairs)

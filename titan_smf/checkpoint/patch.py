@@ -1,34 +1,36 @@
-"""`patch.safetensors`: the rows that a sparse run changed, and which model they belong to.
+"""A patch: the rows that a sparse run changed, and which model they belong to.
 
     P rows changed, N slots of a table, V value dim
 
-    ids      (P,) int64            slots, ascending: table * N + slot
-    old      (P, V) values' dtype  before the run
-    new      (P, V) values' dtype  after it
-    header   `patch`, the JSON of `PatchMetadata` and the format's version
+This module makes, inverts, chains and merges patches. `patch_file.py` writes and reads them,
+`patch_model.py` applies them to a running model, `patch_checkpoints.py` to stored checkpoints.
 
-The size is that of the rows, twice, and does not depend on N. The fingerprints of the model before
-and after are in the header; since a fingerprint follows from old and new rows (`fingerprint.py`),
-a patch proves itself: one that is damaged does not lead from its base to its result.
+A patch names the fingerprints of the weights before and after it. The one after follows from the
+one before and the changed rows (`fingerprint.py`), so a patch proves itself: one that is damaged
+does not lead from its base to its result.
 """
 
-import dataclasses
-import json
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import hashlib
+import tomllib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Literal
 
-import safetensors
-import safetensors.torch
+import numpy as np
 import torch
 from torch import Tensor
 
-from titan_smf import __version__, storage
-from titan_smf.checkpoint.fingerprint import bytes_of_rows, moved, rows_sum, table_name, tensor_id
-from titan_smf.errors import DataError, PatchError
+from titan_smf import __version__
+from titan_smf.checkpoint.fingerprint import (
+    format_fingerprint,
+    rows_as_bytes,
+    sum_row_hashes,
+    table_name,
+    tensor_id,
+)
+from titan_smf.errors import PatchError
 
-FORMAT = 1
-METADATA = "patch"
 EXAMPLES = 5
 """Slots that a message names at most."""
 
@@ -85,7 +87,7 @@ class Patch:
     metadata: PatchMetadata
 
     def rows_of(self, table: int, start: int, stop: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Returns slots (within the table), old and new values of `start <= slot < stop`."""
+        """Return slots (within the table), old and new values of `start <= slot < stop`."""
         first = table * self.metadata.slots
         begin, end = torch.searchsorted(
             self.ids, torch.tensor([first + start, first + stop])
@@ -102,7 +104,7 @@ def make_patch(
     tables: int,
     lineage: Sequence[LineageStep],
 ) -> Patch:
-    """Returns the patch of rows in ascending order, less those that did not change.
+    """Return the patch of rows in ascending order, less those that did not change.
 
     Args:
         ids, old, new: (P,), (P, V), (P, V).
@@ -110,66 +112,53 @@ def make_patch(
         slots, tables: N of one table, and how many tables there are.
     """
     differs = ~equal_rows(old, new)
-    ids, old, new = ids[differs], old[differs], new[differs]
     dtype = str(old.dtype).removeprefix("torch.")
-    metadata = PatchMetadata(base, base, slots, tables, old.shape[1], dtype, list(lineage))
-    patch = Patch(ids, old, new, metadata)
-    result = moved(base, _change(patch))
-    return dataclasses.replace(patch, metadata=dataclasses.replace(metadata, result=result))
+    metadata = PatchMetadata(base, "", slots, tables, old.shape[1], dtype, list(lineage))
+    patch = Patch(ids[differs], old[differs], new[differs], metadata)
+    return replace(patch, metadata=replace(metadata, result=result_fingerprint(patch)))
 
 
-def save_patch(path: str, patch: Patch) -> None:
-    """Writes a file that is complete or absent, to a path or fsspec URL."""
-    text = json.dumps({"format": FORMAT, **dataclasses.asdict(patch.metadata)})
-    tensors = {"ids": patch.ids, "old": patch.old, "new": patch.new}
-    tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
-    storage.write_bytes(path, safetensors.torch.save(tensors, {METADATA: text}))
+def result_fingerprint(patch: Patch) -> str:
+    """Return the fingerprint of the base's weights with the old rows replaced by the new ones."""
+    about = patch.metadata
+    total, shape = int(about.base, 16), (about.slots, about.v_dim)
+    for table in range(about.tables):
+        slots, old, new = patch.rows_of(table, 0, about.slots)
+        identity = tensor_id(table_name(table), about.torch_dtype, shape)
+        total += sum_row_hashes(identity, slots.tolist(), rows_as_bytes(new))
+        total -= sum_row_hashes(identity, slots.tolist(), rows_as_bytes(old))
+    return format_fingerprint(total)
 
 
-def load_patch(path: str) -> Patch:
-    """Reads a patch that is whole: its rows lead from its base to its result.
+def run_lineage(folder: Path, steps: int, parent: str, data: str = "") -> LineageStep:
+    """Return a run's part in the lineage of a patch, as far as its `config.toml` tells.
 
-    Raises:
-        PatchError: it is missing, torn, damaged, or no patch.
+    Args:
+        folder: the run's.
+        steps: training steps that led to the patch.
+        parent: fingerprint of the weights it started from.
+        data: what it learned, in words; empty for the path of its stream or of its sources.
     """
-    try:
-        if not storage.exists(path):
-            raise storage.missing(path)
-        content = storage.read_bytes(path)
-    except DataError as error:
-        raise PatchError(str(error)) from error
-    try:
-        tensors = safetensors.torch.load(content)
-        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
-        fields = json.loads(header["__metadata__"][METADATA])
-        version = fields.pop("format")
-        if version != FORMAT:
-            raise PatchError(f"{path}: has format {version}, this version reads {FORMAT}")
-        lineage = [LineageStep(**step) for step in fields.pop("lineage")]
-        metadata = PatchMetadata(lineage=lineage, **fields)
-        patch = Patch(tensors["ids"], tensors["old"], tensors["new"], metadata)
-        whole = _is_whole(patch)
-    except (safetensors.SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise PatchError(
-            f"{path}: is no patch, or a torn one ({error!r}); copy or export it again"
-        ) from error
-    if not whole:
-        raise PatchError(
-            f"{path}: is damaged, its rows do not lead from its base {metadata.base} to its "
-            f"result {metadata.result}; copy or export it again"
-        )
-    return patch
+    path = folder / "config.toml"
+    if not path.is_file():
+        return LineageStep("", steps, data, parent)
+    content = path.read_bytes()
+    settings = tomllib.loads(content.decode())
+    sources = settings.get("data", {}).get("sources", [])
+    data = data or str(settings.get("stream", {}).get("path") or "")
+    data = data or ", ".join(str(source.get("path")) for source in sources)
+    return LineageStep(hashlib.sha256(content).hexdigest(), steps, data, parent)
 
 
 def inverse(patch: Patch) -> Patch:
-    """Returns the patch that leads from the result back to the base. It has no lineage."""
+    """Return the patch that leads from the result back to the base. It has no lineage."""
     about = patch.metadata
-    turned = dataclasses.replace(about, base=about.result, result=about.base, lineage=[])
+    turned = replace(about, base=about.result, result=about.base, lineage=[])
     return Patch(patch.ids, patch.new, patch.old, turned)
 
 
 def chain(patches: Sequence[Patch]) -> Patch:
-    """Returns one patch from the first one's base to the last one's result.
+    """Return one patch from the first one's base to the last one's result.
 
     Raises:
         PatchError: one does not begin where the one before it ends.
@@ -182,7 +171,7 @@ def chain(patches: Sequence[Patch]) -> Patch:
                 f"the patch before it leads to {whole.metadata.result}; give patches in the order "
                 "in which they were made"
             )
-        whole = _combined(whole, following, following.new)
+        whole = _combine(whole, following, following.new)
         if whole.metadata.result != following.metadata.result:
             raise PatchError(
                 f"patch {number} has old values that the patches before it do not lead to, though "
@@ -192,7 +181,7 @@ def chain(patches: Sequence[Patch]) -> Patch:
 
 
 def merge(patches: Sequence[Patch], on_overlap: OverlapPolicy) -> tuple[Patch, Tensor]:
-    """Returns one patch that does what all do, and the slots that independent patches share.
+    """Return one patch that does what all do, and the slots that independent patches share.
 
     Each patch either begins where those before it end, or has the base that they have. Rows that
     come back to their old values are left out.
@@ -216,8 +205,7 @@ def merge(patches: Sequence[Patch], on_overlap: OverlapPolicy) -> tuple[Patch, T
                 f"patch {number} is of another base: it changes weights with fingerprint "
                 f"{there.base}; those before it change {here.base} and lead to {here.result}"
             )
-        in_whole, in_other = _shared_places(whole.ids, other.ids)
-        overlap = whole.ids[in_whole]
+        overlap, in_whole, in_other = _common(whole.ids, other.ids)
         check_old_rows(other.old[in_other], whole.old[in_whole], overlap, f"patch {number}")
         if len(overlap) and on_overlap == "refuse":
             raise PatchError(
@@ -230,13 +218,13 @@ def merge(patches: Sequence[Patch], on_overlap: OverlapPolicy) -> tuple[Patch, T
             old = other.old[in_other].double()
             changes = (whole.new[in_whole].double() - old) + (new[in_other].double() - old)
             new[in_other] = (old + changes).to(new.dtype)
-        whole = _combined(whole, other, new)
+        whole = _combine(whole, other, new)
         shared.append(overlap)
     return whole, torch.cat(shared).unique()
 
 
 def slots_text(ids: Tensor) -> str:
-    """Returns how many slots these are, with examples."""
+    """Return how many slots these are, with examples."""
     if not len(ids):
         return "no slots"
     examples = [str(slot) for slot in ids[:EXAMPLES].tolist()]
@@ -245,7 +233,7 @@ def slots_text(ids: Tensor) -> str:
 
 
 def check_base(found: str, patch: Patch, what: str) -> None:
-    """Passes if the weights with fingerprint `found` are those that the patch changes.
+    """Check that the weights with fingerprint `found` are those that the patch changes.
 
     Raises:
         PatchError: they are not; it names both fingerprints.
@@ -265,7 +253,7 @@ def check_base(found: str, patch: Patch, what: str) -> None:
 
 
 def check_old_rows(found: Tensor, old: Tensor, slots: Tensor, what: str) -> None:
-    """Passes if the rows found (P, V) are the old rows of a patch, bit for bit.
+    """Check that the rows found (P, V) are the old rows of a patch, bit for bit.
 
     Raises:
         PatchError: one is not; it names the slot.
@@ -278,13 +266,13 @@ def check_old_rows(found: Tensor, old: Tensor, slots: Tensor, what: str) -> None
 
 
 def equal_rows(a: Tensor, b: Tensor) -> Tensor:
-    """Returns which rows of two (P, V) tensors have the same bits, (P,) bool."""
-    return torch.from_numpy((bytes_of_rows(a) == bytes_of_rows(b)).all(axis=1))
+    """Return which rows of two (P, V) tensors have the same bits, (P,) bool."""
+    return torch.from_numpy((rows_as_bytes(a) == rows_as_bytes(b)).all(axis=1))
 
 
-def _combined(first: Patch, second: Patch, second_new: Tensor) -> Patch:
-    """First's rows, then `second_new` for the rows of the second; old values are the first's."""
-    in_first, in_second = _shared_places(first.ids, second.ids)
+def _combine(first: Patch, second: Patch, second_new: Tensor) -> Patch:
+    """Return first's rows, then `second_new` for the rows of second; old values are first's."""
+    _, in_first, in_second = _common(first.ids, second.ids)
     alone = torch.ones(len(second.ids), dtype=torch.bool)
     alone[in_second] = False
     new = first.new.clone()
@@ -302,38 +290,7 @@ def _combined(first: Patch, second: Patch, second_new: Tensor) -> Patch:
     )
 
 
-def _shared_places(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """Where the ids that both have are in each; both ascend."""
-    in_a = torch.isin(a, b, assume_unique=True).nonzero().flatten()
-    return in_a, torch.searchsorted(b, a[in_a])
-
-
-def _change(patch: Patch) -> int:
-    """What the patch adds to the fingerprint of its base."""
-    return sum(
-        rows_sum(identity, slots, bytes_of_rows(new))
-        - rows_sum(identity, slots, bytes_of_rows(old))
-        for identity, slots, old, new in _tables(patch)
-    )
-
-
-def _tables(patch: Patch) -> Iterator[tuple[bytes, list[int], Tensor, Tensor]]:
-    about = patch.metadata
-    for table in range(about.tables):
-        slots, old, new = patch.rows_of(table, 0, about.slots)
-        shape = (about.slots, about.v_dim)
-        yield tensor_id(table_name(table), about.torch_dtype, shape), slots.tolist(), old, new
-
-
-def _is_whole(patch: Patch) -> bool:
-    """Whether the tensors are what the metadata says. ValueError for what cannot be a patch."""
-    about, ids = patch.metadata, patch.ids
-    rows = (len(ids), about.v_dim)
-    for name, tensor in (("old", patch.old), ("new", patch.new)):
-        if tuple(tensor.shape) != rows or tensor.dtype != about.torch_dtype:
-            raise ValueError(f"{name} is {tensor.dtype} {list(tensor.shape)}")
-    if ids.dtype != torch.int64 or ids.dim() != 1 or not (ids[1:] > ids[:-1]).all():
-        raise ValueError("ids do not ascend")
-    if len(ids) and not 0 <= int(ids[0]) <= int(ids[-1]) < about.tables * about.slots:
-        raise ValueError("ids beyond the tables")
-    return moved(about.base, _change(patch)) == about.result
+def _common(a: Tensor, b: Tensor) -> list[Tensor]:
+    """Return the ids that both have, ascending, and where they are in each."""
+    found = np.intersect1d(a.numpy(), b.numpy(), assume_unique=True, return_indices=True)
+    return [torch.from_numpy(array) for array in found]

@@ -14,7 +14,7 @@ from titan_smf.model.value_table import ValueTable
 
 @torch.no_grad()
 def apply_to_model(model: nn.Module, patch: Patch) -> None:
-    """Sets the patch's rows in the model's value tables to their new values. Collective.
+    """Set the patch's rows in the model's value tables to their new values. Collective.
 
     The model's tables are in `model.tables`, and the model is the patch's base or nothing changes.
 
@@ -55,7 +55,7 @@ def patch_of_model(
     base: str,
     lineage: Sequence[LineageStep],
 ) -> Patch | None:
-    """Returns the patch that leads from a base to the running model; None but on rank 0.
+    """Return the patch that leads from a base to the running model; None but on rank 0.
 
     All ranks of the first replica call it together, others may; rank 0 receives all changed rows.
 

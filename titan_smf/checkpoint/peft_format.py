@@ -157,7 +157,7 @@ def _to_halves(B: Tensor, heads: int) -> Tensor:
 
 
 def _to_pairs(B: Tensor, heads: int) -> Tensor:
-    """Takes back what `_to_halves` does."""
+    """Take back what `_to_halves` does."""
     return B.unflatten(0, (heads, 2, -1)).transpose(1, 2).flatten(0, 2) if heads else B
 
 

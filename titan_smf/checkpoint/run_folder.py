@@ -9,7 +9,7 @@ from titan_smf.errors import CheckpointError, ConfigError, UserError
 from titan_smf.runtime import from_first_rank
 
 
-def make_folder(folder: Path) -> None:
+def make_run_folder(folder: Path) -> None:
     """Make the folder of a run.
 
     Raises:
@@ -22,7 +22,7 @@ def make_folder(folder: Path) -> None:
         raise ConfigError("job.dump_folder", str(folder), allowed) from None
 
 
-def hold(folder: Path) -> FileLock:
+def lock_run_folder(folder: Path) -> FileLock:
     """Keep other runs out of the folder until the lock is released or this process ends.
 
     Collective: rank 0 holds the lock, every rank learns whether it could.
@@ -44,7 +44,7 @@ def hold(folder: Path) -> FileLock:
     return lock
 
 
-def check_not_begun(folder: Path, checkpoints: Path, resumes: bool) -> None:
+def check_not_overwritten(folder: Path, checkpoints: Path, resumes: bool) -> None:
     """A run that has saved goes on from there: it never starts from random weights instead.
 
     Args:

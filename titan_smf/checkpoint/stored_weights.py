@@ -24,10 +24,10 @@ import torch
 from titan_smf.checkpoint.checkpointer import STATE, commit, open_checkpoint
 from titan_smf.checkpoint.fingerprint import (
     RowBytes,
-    fingerprint_text,
-    number_of,
+    digest_to_int,
+    format_fingerprint,
     rows_per_block,
-    rows_sum,
+    sum_row_hashes,
     tensor_id,
 )
 from titan_smf.errors import CheckpointError
@@ -56,7 +56,7 @@ Report = Callable[[str], None]
 
 
 class Progress:
-    """Reports how much of some bytes is done, every few seconds."""
+    """Report how much of some bytes is done, every few seconds."""
 
     def __init__(self, what: str, total: int, report: Report) -> None:
         self.what = what
@@ -66,7 +66,7 @@ class Progress:
         self.reported = time.monotonic()
 
     def add(self, num_bytes: int) -> None:
-        """Counts bytes that are done."""
+        """Count bytes that are done."""
         self.done += num_bytes
         if time.monotonic() - self.reported > SECONDS_BETWEEN_REPORTS:
             self.reported = time.monotonic()
@@ -87,7 +87,7 @@ class Piece:
     row_bytes: int
 
     def read(self, numbers: RowNumbers) -> RowBytes:
-        """Returns its rows with these numbers in the whole tensor; a run of them is one read."""
+        """Return its rows with these numbers in the whole tensor; a run of them is one read."""
         rows = np.empty((len(numbers), self.row_bytes), np.uint8)
         runs = np.split(np.arange(len(numbers)), np.flatnonzero(np.diff(numbers) != 1) + 1)
         with self.file.open("rb") as file:
@@ -117,7 +117,7 @@ class StoredTensor:
         return self.dtype.itemsize * math.prod(self.shape[1:])
 
     def rows(self, numbers: RowNumbers) -> RowBytes:
-        """Returns the rows with these numbers, reading no others."""
+        """Return the rows with these numbers, reading no others."""
         rows = np.empty((len(numbers), self.row_bytes), np.uint8)
         for piece in self.pieces:
             here = (numbers >= piece.first_row) & (numbers < piece.first_row + piece.num_rows)
@@ -127,7 +127,7 @@ class StoredTensor:
         return rows
 
     def blocks(self) -> Iterator[tuple[RowNumbers, RowBytes]]:
-        """Yields all rows in blocks, with their numbers."""
+        """Yield all rows in blocks, with their numbers."""
         num_rows, step = self.shape[0], rows_per_block(self.row_bytes)
         for start in range(0, num_rows, step):
             numbers = np.arange(start, min(num_rows, start + step))
@@ -164,16 +164,16 @@ class StoredWeights:
         return sum(tensor.shape[0] * tensor.row_bytes for tensor in self.tensors.values())
 
     def fingerprint(self, report: Report) -> str:
-        """Returns the fingerprint of the weights; reads all of them."""
+        """Return the fingerprint of the weights; reads all of them."""
         total, progress = 0, Progress(f"{self.path}: fingerprint", self.num_bytes, report)
         for tensor in self.tensors.values():
             identity = tensor.identity
             for numbers, rows in tensor.blocks():
                 if numbers[0] == 0:
-                    total += number_of(identity)
-                total += rows_sum(identity, numbers.tolist(), rows)
+                    total += digest_to_int(identity)
+                total += sum_row_hashes(identity, numbers.tolist(), rows)
                 progress.add(rows.nbytes)
-        return fingerprint_text(total)
+        return format_fingerprint(total)
 
     def write(
         self,
@@ -182,7 +182,7 @@ class StoredWeights:
         about: dict[str, Any],
         report: Report,
     ) -> None:
-        """Writes the weights with some rows changed, as a committed checkpoint or not at all.
+        """Write the weights with some rows changed, as a committed checkpoint or not at all.
 
         It has the shards of this one: runs start from it on any number of ranks, none goes on.
 
@@ -210,7 +210,7 @@ class StoredWeights:
     def _copy(
         self, folder: Path, changes: Mapping[str, tuple[RowNumbers, RowBytes]], report: Report
     ) -> None:
-        """Writes the shards into a folder that exists."""
+        """Write the shards into a folder that exists."""
         progress = Progress(f"{folder}: writing", self.num_bytes, report)
         for shard in self.shards:
             header, data = _read_header(shard)
@@ -274,7 +274,7 @@ def _header_of_weights(header: dict[str, Any]) -> tuple[bytes, dict[str, int]]:
 def _overwrite_rows(
     file: BinaryIO, begin: int, piece: Piece, numbers: RowNumbers, rows: RowBytes
 ) -> None:
-    """Writes those of the rows that belong to a piece, whose copy in the file has this begin."""
+    """Write those of the rows that belong to a piece, whose copy in the file has this begin."""
     here = numbers - piece.first_row
     for index in np.flatnonzero((here >= 0) & (here < piece.num_rows)):
         file.seek(begin + int(here[index]) * piece.row_bytes)

@@ -50,9 +50,9 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
 def main(argv: Sequence[str]) -> None:
     """Do what the command says, and print what the patches hold."""
     args = parse_arguments(argv)
-    from titan_smf.checkpoint.patch import load_patch, merge, save_patch, slots_text
-    from titan_smf.checkpoint.patch_report import describe_patch
-    from titan_smf.checkpoint.patch_stored import apply_patches, export_patch, revert_patches
+    from titan_smf.checkpoint.patch import merge, slots_text
+    from titan_smf.checkpoint.patch_checkpoints import apply_patches, export_patch, revert_patches
+    from titan_smf.checkpoint.patch_file import describe_patch, load_patch, save_patch
 
     patches = [] if args.command == "export" else [load_patch(path) for path in args.patches]
     if args.command == "show":

@@ -24,8 +24,8 @@ from torch.distributed.tensor import DTensor, Placement, Replicate, Shard
 
 from titan_smf.ops.embedding_bag import bag_of_entry, weight_gradient, weighted_bags
 from titan_smf.ops.routing import (
+    RankExchange,
     Splits,
-    Wire,
     add_partials,
     return_weight_gradient,
     route_entries,
@@ -70,21 +70,21 @@ class ValueTable(nn.Module):
         self.num_slots = num_slots
         self.v_dim = v_dim
         self.values = nn.Parameter(torch.empty(num_slots, v_dim, dtype=dtype))
-        self.wire: Wire | None = None
+        self.exchange: RankExchange | None = None
         """The shard group with its count of received bytes; None where one rank holds all rows."""
 
     @property
     def group(self) -> dist.ProcessGroup | None:
         """The ranks that share this table's rows among them; None where one rank holds all."""
-        return None if self.wire is None else self.wire.group
+        return None if self.exchange is None else self.exchange.group
 
     @property
     def row_range(self) -> tuple[int, int]:
         """The slots `start <= slot < stop` of this rank; equal where it holds none."""
-        if self.wire is None:
+        if self.exchange is None:
             return 0, self.num_slots
-        block = rows_per_rank(self.num_slots, self.wire.world_size)
-        start = min(self.num_slots, self.wire.rank * block)
+        block = rows_per_rank(self.num_slots, self.exchange.world_size)
+        start = min(self.num_slots, self.exchange.rank * block)
         return start, min(self.num_slots, start + block)
 
     def shard(self, mesh: DeviceMesh) -> None:
@@ -95,7 +95,7 @@ class ValueTable(nn.Module):
         """
         placements: list[Placement] = [Replicate()] * (mesh.ndim - 1) + [Shard(0)]
         group = mesh.get_group(mesh.ndim - 1)
-        self.wire = Wire(group) if dist.get_world_size(group) > 1 else None
+        self.exchange = RankExchange(group) if dist.get_world_size(group) > 1 else None
         start, stop = self.row_range
         local = self.values.detach()[start:stop].clone()
         values = DTensor.from_local(
@@ -162,10 +162,10 @@ class ValueTable(nn.Module):
         if selected is not None:
             values, rows, learning = values.detach(), selected.rows, selected.values
         with torch.autocast(slots.device.type, enabled=False):
-            if self.wire is None:
+            if self.exchange is None:
                 return _LocalLookup.apply(values, weights, learning, rows, slots, counted)
             return _RoutedLookup.apply(
-                values, weights, learning, rows, slots, counted, self.wire, self.num_slots
+                values, weights, learning, rows, slots, counted, self.exchange, self.num_slots
             )
 
     @torch.no_grad()
@@ -177,9 +177,9 @@ class ValueTable(nn.Module):
         receives `(W - 1) / W * T * K * 4 + (W - 1) * 8` bytes. All ranks of the group call it
         together.
         """
-        if self.wire is None:
+        if self.exchange is None:
             return slots.flatten() if counted is None else slots[counted].flatten()
-        W = self.wire.world_size
+        W = self.exchange.world_size
         block = rows_per_rank(self.num_slots, W)
         owner = (slots // block).to(torch.int32)
         if counted is not None:  # slots of other tokens sort behind those of the last rank
@@ -188,9 +188,9 @@ class ValueTable(nn.Module):
         ends = torch.searchsorted(owner, torch.arange(W, device=owner.device), right=True)
         sizes = torch.diff(ends, prepend=ends.new_zeros(1))
         each = [1] * W
-        sent, received = torch.stack([sizes, self.wire.exchange(sizes, each, each)]).tolist()
+        sent, received = torch.stack([sizes, self.exchange.all_to_all(sizes, each, each)]).tolist()
         rows = (slots.flatten()[order[: sum(sent)]] % block).to(torch.int32)
-        return self.wire.exchange(rows, sent, received)
+        return self.exchange.all_to_all(rows, sent, received)
 
     def reduce_replica_gradients(self, selected: SelectedRows | None = None) -> None:
         """Sums the gradient of the table, or of the selected rows, over the replicas, if any.
@@ -255,18 +255,18 @@ class _RoutedLookup(torch.autograd.Function):
         selected: Tensor | None,
         slots: Tensor,
         counted: Tensor | None,
-        wire: Wire,
+        exchange: RankExchange,
         num_slots: int,
     ) -> tuple[Tensor, Tensor]:
-        route = route_entries(wire, slots, weights, counted, num_slots)
+        route = route_entries(exchange, slots, weights, counted, num_slots)
         partials = weighted_bags(values, route.rows, route.offsets, route.weights)
         output = add_partials(
-            wire, route.splits, route.token, partials.to(weights.dtype), slots.shape[0]
+            exchange, route.splits, route.token, partials.to(weights.dtype), slots.shape[0]
         )
         ctx.save_for_backward(
             values, route.rows, route.offsets, route.weights, route.order, route.token, selected
         )
-        ctx.wire, ctx.splits, ctx.shape = wire, route.splits, weights.shape
+        ctx.exchange, ctx.splits, ctx.shape = exchange, route.splits, weights.shape
         ctx.mark_non_differentiable(route.accesses)
         return output, route.accesses
 
@@ -274,14 +274,16 @@ class _RoutedLookup(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor, _: None) -> tuple[Tensor | None, ...]:
         values, rows, offsets, weights, order, token, selected = ctx.saved_tensors
-        wire: Wire = ctx.wire
+        exchange: RankExchange = ctx.exchange
         splits: Splits = ctx.splits
-        gradient = spread_gradient(wire, splits, token, gradient).to(values.dtype)
+        gradient = spread_gradient(exchange, splits, token, gradient).to(values.dtype)
         of_values, of_weights, of_selected = _gradients(
             ctx, values, rows, offsets, weights, gradient, selected
         )
         if of_weights is not None:
-            of_weights = return_weight_gradient(wire, splits, order, of_weights.to(weights.dtype))
+            of_weights = return_weight_gradient(
+                exchange, splits, order, of_weights.to(weights.dtype)
+            )
             of_weights = of_weights.view(ctx.shape)
         return of_values, of_weights, of_selected, None, None, None, None, None
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 
 def weighted_bags(table: Tensor, rows: Tensor, offsets: Tensor, weights: Tensor) -> Tensor:
-    """Returns `output[b] = sum of weights[m] * table[rows[m]] over the entries m of bag b`, (B, V).
+    """Return `output[b] = sum of weights[m] * table[rows[m]] over the entries m of bag b`, (B, V).
 
     Args:
         table: (R, V); its dtype is the output's.
@@ -28,7 +28,7 @@ def weighted_bags(table: Tensor, rows: Tensor, offsets: Tensor, weights: Tensor)
 
 
 def weight_gradient(table: Tensor, rows: Tensor, offsets: Tensor, bag_gradient: Tensor) -> Tensor:
-    """Returns `gradient[m] = <bag_gradient[bag of m], table[rows[m]]>`, (M,), in the table's dtype.
+    """Return `gradient[m] = <bag_gradient[bag of m], table[rows[m]]>`, (M,), in the table's dtype.
 
     Args:
         table, rows, offsets: as in `weighted_bags`.
@@ -43,7 +43,7 @@ def weight_gradient(table: Tensor, rows: Tensor, offsets: Tensor, bag_gradient: 
 
 
 def bag_of_entry(offsets: Tensor, num_entries: int) -> Tensor:
-    """Returns the bag of each entry, (M,), in the dtype of `offsets` (B,): [0, 2] and 3 entries
+    """Return the bag of each entry, (M,), in the dtype of `offsets` (B,): [0, 2] and 3 entries
     give [0, 0, 1]."""
     bags = torch.arange(offsets.shape[0], device=offsets.device, dtype=offsets.dtype)
     end = offsets.new_full((1,), num_entries)

@@ -23,7 +23,7 @@ BLOCK_SCORES = 1 << 22
 
 
 def product_key_topk(query: Tensor, keys: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """Returns the exact k best slots of each head, in no particular order: `(scores, slots)`.
+    """Return the exact k best slots of each head, in no particular order: `(scores, slots)`.
 
     The scores are differentiable with respect to the query and the keys. Equal scores: any of the
     tied slots may be returned, the same ones whenever a row of scores is the same.
@@ -61,7 +61,7 @@ def _search(query: Tensor, keys: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 
 def best_pairs(half_scores: Tensor) -> Tensor:
-    """Returns the ranks `(a, b)` of the k largest sums `half_scores[0, a] + half_scores[1, b]`.
+    """Return the ranks `(a, b)` of the k largest sums `half_scores[0, a] + half_scores[1, b]`.
 
     Args:
         half_scores: (2, ..., k), each in descending order; added in at least float32.

@@ -21,14 +21,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 INDEX_BYTES = 4
-"""Of a local row id on the wire."""
+"""Of a local row id in an exchange."""
 
 SIZES_BYTES = 4 * 8
 """Of the four numbers by which two ranks agree on the sizes of what follows."""
 
 
-class Wire:
-    """Exchanges tensors among the ranks of one group and counts the bytes that arrive."""
+class RankExchange:
+    """Exchange tensors among the ranks of one group and counts the bytes that arrive."""
 
     def __init__(self, group: dist.ProcessGroup) -> None:
         self.group = group
@@ -36,8 +36,8 @@ class Wire:
         self.world_size = dist.get_world_size(group)
         self.bytes_received = 0
 
-    def exchange(self, tensor: Tensor, sent: list[int], received: list[int]) -> Tensor:
-        """Returns what all ranks sent to this one, in rank order, (sum(received), ...).
+    def all_to_all(self, tensor: Tensor, sent: list[int], received: list[int]) -> Tensor:
+        """Return what all ranks sent to this one, in rank order, (sum(received), ...).
 
         `tensor` (sum(sent), ...) holds what goes to rank 0, then what goes to rank 1 ...; its own
         part is copied without touching the network. Travels as bytes: gloo knows few dtypes.
@@ -85,22 +85,22 @@ class Route:
 
 
 def rows_per_rank(num_slots: int, world_size: int) -> int:
-    """Returns how many rows each rank holds, save the last ones that may hold fewer or none: the
+    """Return how many rows each rank holds, save the last ones that may hold fewer or none: the
     split of `torch.chunk` and of DTensor's `Shard(0)`."""
     return -(-num_slots // world_size)
 
 
 def route_entries(
-    wire: Wire, slots: Tensor, weights: Tensor, counted: Tensor | None, num_slots: int
+    exchange: RankExchange, slots: Tensor, weights: Tensor, counted: Tensor | None, num_slots: int
 ) -> Route:
-    """Sends each entry to the owner of its slot. All ranks of the group call it together.
+    """Send each entry to the owner of its slot. All ranks of the group call it together.
 
     Args:
         slots, weights: (T, K); T may differ among the ranks and be 0, K may not differ.
         counted: (T,) bool, tokens that appear in the owners' `accesses`; None for all.
     """
     T, K = slots.shape
-    W = wire.world_size
+    W = exchange.world_size
     block = rows_per_rank(num_slots, W)
 
     # 1. Sort the entries by owner; within an owner they stay in the order of tokens.
@@ -120,15 +120,15 @@ def route_entries(
     tokens_W = torch.full_like(entries_W, T)
     sizes = torch.stack([entries_W, tokens_W, present_WT.sum(1), counting_WT.sum(1)], dim=1)
     each = [1] * W
-    sizes_received = wire.exchange(sizes, each, each)
+    sizes_received = exchange.all_to_all(sizes, each, each)
     sent, received = torch.stack([sizes, sizes_received]).transpose(1, 2).tolist()
     splits = Splits(sent[0], received[0], received[2], sent[2])
 
     # 3. Send rows, weights, and how many entries each token has at the owner: its bag sizes.
-    rows = wire.exchange(row_TK.flatten()[order], sent[0], received[0])
-    weights = wire.exchange(weights.flatten()[order], sent[0], received[0])
+    rows = exchange.all_to_all(row_TK.flatten()[order], sent[0], received[0])
+    weights = exchange.all_to_all(weights.flatten()[order], sent[0], received[0])
     count_dtype = torch.uint8 if K <= 255 else torch.int16
-    counts = wire.exchange(counts_WT.flatten().to(count_dtype), sent[1], received[1])
+    counts = exchange.all_to_all(counts_WT.flatten().to(count_dtype), sent[1], received[1])
 
     # 4. As an owner: entries that count, and the bags. Sizes are known, so the host need not wait.
     num_counted = sum(received[3])
@@ -144,9 +144,11 @@ def route_entries(
     return Route(order, partials % max(T, 1), rows, weights, offsets, accesses, splits)
 
 
-def add_partials(wire: Wire, splits: Splits, token: Tensor, partials: Tensor, T: int) -> Tensor:
-    """Sends the owners' partial sums home and returns their sums in rank order, (T, V)."""
-    partials = wire.exchange(partials, splits.partials_sent, splits.partials_received)
+def add_partials(
+    exchange: RankExchange, splits: Splits, token: Tensor, partials: Tensor, T: int
+) -> Tensor:
+    """Send the owners' partial sums home and returns their sums in rank order, (T, V)."""
+    partials = exchange.all_to_all(partials, splits.partials_sent, splits.partials_received)
     if partials.shape[0] == 0:
         return partials.new_zeros(T, partials.shape[1])
     order = token.sort(stable=True).indices  # by token, then by rank of the owner
@@ -154,21 +156,25 @@ def add_partials(wire: Wire, splits: Splits, token: Tensor, partials: Tensor, T:
     return F.embedding_bag(order, partials, counts.cumsum(0) - counts, mode="sum")
 
 
-def spread_gradient(wire: Wire, splits: Splits, token: Tensor, gradient: Tensor) -> Tensor:
-    """Sends each output gradient (T, V) to the owners of its partial sums: one row per bag."""
-    return wire.exchange(gradient[token], splits.partials_received, splits.partials_sent)
+def spread_gradient(
+    exchange: RankExchange, splits: Splits, token: Tensor, gradient: Tensor
+) -> Tensor:
+    """Send each output gradient (T, V) to the owners of its partial sums: one row per bag."""
+    return exchange.all_to_all(gradient[token], splits.partials_received, splits.partials_sent)
 
 
-def return_weight_gradient(wire: Wire, splits: Splits, order: Tensor, gradient: Tensor) -> Tensor:
-    """Sends the owners' gradients of the weights home, (T*K,) in the order of the entries."""
-    gradient = wire.exchange(gradient, splits.entries_received, splits.entries_sent)
+def return_weight_gradient(
+    exchange: RankExchange, splits: Splits, order: Tensor, gradient: Tensor
+) -> Tensor:
+    """Send the owners' gradients of the weights home, (T*K,) in the order of the entries."""
+    gradient = exchange.all_to_all(gradient, splits.entries_received, splits.entries_sent)
     return torch.empty_like(gradient).index_copy_(0, order, gradient)
 
 
 def lookup_bytes(
     tokens: int, slots_per_token: int, v_dim: int, world_size: int, activation_bytes: int
 ) -> tuple[float, float, float]:
-    """Returns the bytes one of W ranks receives from the others in a lookup: forward, backward to
+    """Return the bytes one of W ranks receives from the others in a lookup: forward, backward to
     the owners, and back to the weights if these need a gradient.
 
     For slots spread evenly over the ranks, T tokens on each, and weights, partial sums and
@@ -192,7 +198,7 @@ def lookup_bytes(
 
 
 def count_bytes(tokens: int, slots_per_token: int, world_size: int) -> float:
-    """Returns the bytes one of W ranks receives where accesses of T tokens on each are counted
+    """Return the bytes one of W ranks receives where accesses of T tokens on each are counted
     without a lookup: `r T K 4 + (W - 1) 8`, r = (W - 1) / W."""
     T, K, W = tokens, slots_per_token, world_size
     return (W - 1) / W * T * K * INDEX_BYTES + (W - 1) * 8

@@ -24,7 +24,7 @@ FILTER_SIZE = 32
 def row_gradient(
     rows: Tensor, bags: Tensor, weights: Tensor, grad_out: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Returns the distinct rows in ascending order, (U,) int64, and their gradients, (U, V).
+    """Return the distinct rows in ascending order, (U,) int64, and their gradients, (U, V).
 
     Costs nothing for the rows of the table that were not read, however many they are.
     """
@@ -37,7 +37,7 @@ def row_gradient(
 def dense_row_gradient(
     rows: Tensor, bags: Tensor, weights: Tensor, grad_out: Tensor, num_rows: int
 ) -> Tensor:
-    """Returns the gradients of all rows, (R, V), for optimizers over the whole table.
+    """Return the gradients of all rows, (R, V), for optimizers over the whole table.
 
     Written in one pass: a row that was not read is an empty bag.
     """
@@ -50,7 +50,7 @@ def dense_row_gradient(
 def selected_row_gradient(
     selected: Tensor, rows: Tensor, offsets: Tensor, weights: Tensor, grad_out: Tensor
 ) -> Tensor:
-    """Returns the gradients of the rows `selected`, (S,) ascending, as (S, V); zero where not read.
+    """Return the gradients of the rows `selected`, (S,) ascending, as (S, V); zero where not read.
 
     Entries of other rows cost a look at their id: nothing of size V is read or computed for them.
     """
@@ -60,7 +60,7 @@ def selected_row_gradient(
 
 
 def selected_entries(selected: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns which entries (M,) read one of the rows `selected` (S,), ascending, and which one:
+    """Return which entries (M,) read one of the rows `selected` (S,), ascending, and which one:
     `rows[entry] == selected[position]`, both (number of such entries,), in the order of entries.
 
     A filter over the lowest bits of the ids, small enough for a processor's cache, dismisses

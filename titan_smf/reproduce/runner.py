@@ -24,7 +24,7 @@ from typing import Any
 
 from titan_smf.analysis.access_analysis import analyse_accesses, analysis_config
 from titan_smf.analysis.access_report import ANALYSIS_FILE
-from titan_smf.checkpoint.checkpointer import first_difference
+from titan_smf.checkpoint.checkpointer import describe_difference
 from titan_smf.config.checks import check
 from titan_smf.config.job import JobConfig
 from titan_smf.errors import ConfigError
@@ -185,7 +185,7 @@ class Runner:
         done = from_first_rank(lambda: run.completed(self.plan))
         if done is None:
             return False
-        if difference := first_difference(done["settings"], self._settings(run, bases)):
+        if difference := describe_difference(done["settings"], self._settings(run, bases)):
             allowed = f"a new folder, or one without {run.folder(self.plan)}, where {difference}"
             raise ConfigError("reproduce.folder", self.plan.reproduce.folder, allowed)
         self.seconds[run.arm.name].append(done["seconds"])

@@ -20,7 +20,7 @@ from torch import Tensor
 
 
 class AccessCounter:
-    """Counts accesses to this rank's rows.
+    """Count accesses to this rank's rows.
 
     Add the accesses of a lookup once: activation checkpointing runs its forward pass twice.
     """
@@ -30,12 +30,12 @@ class AccessCounter:
         """(R,), since the last reset."""
 
     def add(self, accesses: Tensor) -> None:
-        """Adds 1 to a row for each time its id occurs in `accesses`, any shape, int32 or int64."""
+        """Add 1 to a row for each time its id occurs in `accesses`, any shape, int32 or int64."""
         rows = accesses.flatten().long()
         self.counts.scatter_add_(0, rows, torch.ones_like(rows))
 
     def reset(self) -> None:
-        """Sets all counts to zero."""
+        """Set all counts to zero."""
         self.counts.zero_()
 
 
@@ -61,11 +61,11 @@ class OwnedSlots:
         return self.num_tables * (self.stop - self.start)
 
     def ids(self, accesses: Tensor, table: int = 0) -> Tensor:
-        """Returns the slot ids of what `ValueTable.forward` returns, rows counted from `start`."""
+        """Return the slot ids of what `ValueTable.forward` returns, rows counted from `start`."""
         return accesses + (table * self.num_slots + self.start)
 
     def positions(self, ids: Tensor) -> Tensor:
-        """Returns where slots of this rank are in an array over the slots of this rank."""
+        """Return where slots of this rank are in an array over the slots of this rank."""
         table = ids // self.num_slots
         return table * (self.stop - self.start) + ids - table * self.num_slots - self.start
 
@@ -81,7 +81,7 @@ class TouchedSlots:
 
 
 def touched_slots(accesses: Sequence[Tensor]) -> TouchedSlots:
-    """Counts slot ids, given as one or more tensors (of micro-batches, layers) of one rank.
+    """Count slot ids, given as one or more tensors (of micro-batches, layers) of one rank.
 
     Takes the time of sorting the M ids, and no memory for slots that do not occur.
     """
@@ -93,25 +93,25 @@ def touched_slots(accesses: Sequence[Tensor]) -> TouchedSlots:
 def sum_over_replicas(
     touched: TouchedSlots, replicate_group: dist.ProcessGroup | None
 ) -> TouchedSlots:
-    """Returns the touched slots of all replicas of these rows; the same on each of them.
+    """Return the touched slots of all replicas of these rows; the same on each of them.
 
     Every replica receives 8 bytes per slot that another touched, filled up to the longest list.
     """
     if replicate_group is None:
         return touched
     num_ids = len(touched.ids)
-    sizes = all_gathered(touched.ids.new_tensor(num_ids), replicate_group).tolist()
+    sizes = all_gather(touched.ids.new_tensor(num_ids), replicate_group).tolist()
     mine = touched.ids.new_zeros(max(sizes))
     mine[:num_ids] = (touched.ids << 32) | touched.counts  # counts of a step fit into 32 bits
-    lists = all_gathered(mine, replicate_group)
+    lists = all_gather(mine, replicate_group)
     pairs = torch.cat([part[:size] for part, size in zip(lists, sizes, strict=True)])
     ids, place = torch.unique(pairs >> 32, return_inverse=True)
     counts = torch.zeros_like(ids).index_add_(0, place, pairs & 0xFFFFFFFF)
     return TouchedSlots(ids, counts)
 
 
-def all_gathered(tensor: Tensor, group: dist.ProcessGroup | None) -> Tensor:
-    """Returns the tensors of all ranks of a group, of one shape, along a new first dimension."""
+def all_gather(tensor: Tensor, group: dist.ProcessGroup | None) -> Tensor:
+    """Return the tensors of all ranks of a group, of one shape, along a new first dimension."""
     if group is None:
         return tensor.unsqueeze(0)
     gathered = tensor.new_empty(dist.get_world_size(group), *tensor.shape)
@@ -124,16 +124,16 @@ def slots_used_fraction(
     shard_group: dist.ProcessGroup | None = None,
     replicate_group: dist.ProcessGroup | None = None,
 ) -> float:
-    """Returns the fraction of all N slots with at least one access; the same on every rank.
+    """Return the fraction of all N slots with at least one access; the same on every rank.
 
     Args:
         counts: (R,) of this rank.
         shard_group: the ranks that hold the other rows; None if all rows are here.
         replicate_group: the ranks that hold the same rows; None if no other does.
     """
-    counts = _summed(counts, replicate_group)
+    counts = all_reduce(counts, replicate_group)
     used_and_all = torch.stack([(counts > 0).sum(), torch.full_like(counts.sum(), len(counts))])
-    used, num_slots = _summed(used_and_all, shard_group).tolist()
+    used, num_slots = all_reduce(used_and_all, shard_group).tolist()
     return used / num_slots
 
 
@@ -142,20 +142,20 @@ def usage_kl(
     shard_group: dist.ProcessGroup | None = None,
     replicate_group: dist.ProcessGroup | None = None,
 ) -> float:
-    """Returns `sum_i p_i log(p_i N)`, `p_i` the share of slot i: how far from even, in nats.
+    """Return `sum_i p_i log(p_i N)`, `p_i` the share of slot i: how far from even, in nats.
 
     0 where all slots are read equally often, log N where only one is; 0 without accesses. The
     arguments are those of `slots_used_fraction`.
     """
-    c = _summed(counts, replicate_group).double()
+    c = all_reduce(counts, replicate_group).double()
     sums = torch.stack([c.sum(), torch.xlogy(c, c).sum(), c.new_tensor(len(c))])
-    total, c_log_c, num_slots = _summed(sums, shard_group).tolist()
+    total, c_log_c, num_slots = all_reduce(sums, shard_group).tolist()
     if total == 0:
         return 0.0
     return c_log_c / total - math.log(total) + math.log(num_slots)
 
 
-def _summed(tensor: Tensor, group: dist.ProcessGroup | None) -> Tensor:
+def all_reduce(tensor: Tensor, group: dist.ProcessGroup | None) -> Tensor:
     """The sum over the ranks of a group; the tensor itself without one."""
     if group is None:
         return tensor

@@ -37,7 +37,7 @@ class Background:
 
 
 class DocumentFrequency:
-    """Counts documents for the slots of one rank.
+    """Count documents for the slots of one rank.
 
     Args:
         owned: the slots.
@@ -51,20 +51,20 @@ class DocumentFrequency:
         self.documents = 0
 
     def resume(self, background: Background) -> None:
-        """Goes on from the counts of a partial file, as if they had been made here."""
+        """Go on from the counts of a partial file, as if they had been made here."""
         self.df.copy_(background.df)
         self.counts.copy_(background.counts)
         self.documents = background.documents
 
     def add_document(self, touched: TouchedSlots) -> None:
-        """Counts one document, given what all its tokens touched here (all replicas' too)."""
+        """Count one document, given what all its tokens touched here (all replicas' too)."""
         here = self.owned.positions(touched.ids)
         self.df[here] += 1  # ids are distinct
         self.counts[here] += touched.counts
         self.documents += 1
 
     def gather(self, shard_group: dist.ProcessGroup | None) -> tuple[Tensor, Tensor] | None:
-        """Returns df and counts of all slots, (tables * N,), on the CPU of the group's first rank.
+        """Return df and counts of all slots, (tables * N,), on the CPU of the group's first rank.
 
         All ranks of the shard group call it together; the others get None and hold no more than
         one table's rows of theirs a second time.
@@ -77,7 +77,7 @@ class DocumentFrequency:
 
 
 def addressing_fingerprint(keys_and_queries: Mapping[str, Tensor]) -> str:
-    """Returns a SHA-256 of what decides which slots a token reads: names, shapes, types and bytes.
+    """Return a SHA-256 of what decides which slots a token reads: names, shapes, types and bytes.
 
     Equal after sparse finetuning, which changes values alone; different for any other model.
 

@@ -84,7 +84,7 @@ class IdfMetadata:
 
 
 def save_idf(path: str, df: Tensor, counts: Tensor, metadata: IdfMetadata) -> IdfMetadata:
-    """Writes a file that is complete or absent; returns the metadata as written.
+    """Write a file that is complete or absent; returns the metadata as written.
 
     Args:
         path: a path or fsspec URL.
@@ -102,7 +102,7 @@ def save_idf(path: str, df: Tensor, counts: Tensor, metadata: IdfMetadata) -> Id
 
 
 def read_metadata(path: str) -> IdfMetadata:
-    """Reads what a file says of its counts, without them.
+    """Read what a file says of its counts, without them.
 
     Raises:
         IdfError: it is missing, torn, or no such file.
@@ -112,7 +112,7 @@ def read_metadata(path: str) -> IdfMetadata:
 
 
 def load_idf(path: str, owned: OwnedSlots, device: torch.device | str = "cpu") -> Background:
-    """Reads the counts of this rank's slots, and no others.
+    """Read the counts of this rank's slots, and no others.
 
     Raises:
         IdfError: it is missing, torn, or no such file; or of another number of slots.
@@ -137,7 +137,7 @@ def load_idf(path: str, owned: OwnedSlots, device: torch.device | str = "cpu") -
 
 
 def check_idf(path: str, metadata: IdfMetadata, expected: IdfModel) -> None:
-    """Passes if the counts fit the model `expected` and are complete.
+    """Check that the counts fit the model `expected` and are complete.
 
     Raises:
         IdfError: they do not; it names every difference and the command that counts anew, or
@@ -153,7 +153,7 @@ def check_idf(path: str, metadata: IdfMetadata, expected: IdfModel) -> None:
 
 
 def what_is_missing(metadata: IdfMetadata) -> str:
-    """Returns what an incomplete file lacks and what to do about it; "" for a complete one."""
+    """Return what an incomplete file lacks and what to do about it; "" for a complete one."""
     if metadata.complete:
         return ""
     if gaps := [[a[1], b[0]] for a, b in itertools.pairwise(metadata.ranges)]:
@@ -170,7 +170,7 @@ def what_is_missing(metadata: IdfMetadata) -> str:
 
 
 def check_same_count(path: str, metadata: IdfMetadata, expected: IdfMetadata) -> None:
-    """Passes if both count documents of the same kind, for going on from a file or merging.
+    """Check that both count documents of the same kind, for going on from a file or merging.
 
     Raises:
         IdfError: they do not; it names every difference.
@@ -188,7 +188,7 @@ def check_same_count(path: str, metadata: IdfMetadata, expected: IdfMetadata) ->
 
 
 def merge_idf(paths: Sequence[str], path: str) -> IdfMetadata:
-    """Adds up the files of independent jobs into `path`; as if one job had counted all documents.
+    """Add up the files of independent jobs into `path`; as if one job had counted all documents.
 
     The sum is complete if no document is missing between those counted, and the job that counted
     the last one counted all that it was to.

@@ -13,7 +13,7 @@ LEAST_USED = 0.01
 
 
 def usage_warning(metadata: IdfMetadata) -> str:
-    """Returns what it means that more than 90% or less than 1% of the slots were ever used; "" if
+    """Return what it means that more than 90% or less than 1% of the slots were ever used; "" if
     neither is so."""
     used = metadata.slots_used / (metadata.model.slots * metadata.model.tables)
     share = f"{used:.1%} of the slots occur in the {metadata.documents} background documents"
@@ -33,7 +33,7 @@ def usage_warning(metadata: IdfMetadata) -> str:
 
 
 def summary(df: Tensor, counts: Tensor, documents: int) -> str:
-    """Returns a short table of the counts of all slots, (tables * N,) both."""
+    """Return a short table of the counts of all slots, (tables * N,) both."""
     num_slots = len(df)
 
     def share(number: int) -> str:
@@ -60,7 +60,7 @@ def summary(df: Tensor, counts: Tensor, documents: int) -> str:
 
 
 def draw_histogram(df: Tensor, documents: int, path: str) -> None:
-    """Writes a PNG: how many slots occur in 0, 1, 2, 3-4, 5-8 ... documents; path or fsspec URL."""
+    """Write a PNG: how many slots occur in 0, 1, 2, 3-4, 5-8 ... documents; path or fsspec URL."""
     from matplotlib.figure import Figure  # 0.3 s to import
 
     lasts = [0]  # the last number of documents that belongs to each bar

@@ -11,14 +11,14 @@ ranks nor the order of accesses changes a score.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from titan_smf.sparse.accesses import OwnedSlots, TouchedSlots, all_gathered
+from titan_smf.sparse.accesses import OwnedSlots, TouchedSlots, all_gather, all_reduce
 from titan_smf.sparse.document_frequency import Background
 
 Ranking = Literal["tfidf", "tf", "kl", "random", "all"]
@@ -47,7 +47,7 @@ class Selection:
 
 
 def tfidf(counts: Tensor, total: int, df: Tensor, num_documents: int) -> Tensor:
-    """Returns `c(i) / sum_j c(j) * log((|B| + 1) / (df(i) + 1))` in float64.
+    """Return `c(i) / sum_j c(j) * log((|B| + 1) / (df(i) + 1))` in float64.
 
     Continual Learning via Sparse Memory Finetuning (arXiv 2510.15103). Never negative.
     """
@@ -55,12 +55,12 @@ def tfidf(counts: Tensor, total: int, df: Tensor, num_documents: int) -> Tensor:
 
 
 def tf(counts: Tensor, total: int) -> Tensor:
-    """Returns `c(i) / sum_j c(j)` in float64: the ablation of arXiv 2510.15103 without idf."""
+    """Return `c(i) / sum_j c(j)` in float64: the ablation of arXiv 2510.15103 without idf."""
     return _quotient(counts, total)
 
 
 def kl(counts: Tensor, total: int, background_counts: Tensor, background_total: int) -> Tensor:
-    """Returns `p(i) log(p(i) / p_bg(i))` in float64: slot i's part of KL(step || background).
+    """Return `p(i) log(p(i) / p_bg(i))` in float64: slot i's part of KL(step || background).
 
     `p = c / sum c`, and `p_bg = (c_bg + 1) / (sum c_bg + 1)`: as with idf, a slot that the
     background never read stays finite. Negative where the step reads a slot less often than the
@@ -71,68 +71,88 @@ def kl(counts: Tensor, total: int, background_counts: Tensor, background_total: 
 
 
 def random_scores(ids: Tensor, step: int, seed: int) -> Tensor:
-    """Returns numbers in [0, 1) that depend on (seed, step, id) alone; float64, 24 bits each."""
+    """Return numbers in [0, 1) that depend on (seed, step, id) alone; float64, 24 bits each."""
     state = _mix(ids.new_tensor(seed))
     state = _mix(state + step)
     return _shifted(_mix(state + ids), 40).double() / 2**24
 
 
+@dataclass(frozen=True)
+class SelectionRule:
+    """How the slots of every step are scored, and how many of them are selected."""
+
+    ranking: Ranking
+    top_t: int
+    """Slots per step at most; `all` selects every touched slot whatever this is."""
+    seed: int = 0
+    """For `random`."""
+    background: Background | None = None
+    """For `tfidf` and `kl`."""
+
+    def scores(self, touched: TouchedSlots, total: int, step: int) -> Tensor:
+        """Return the scores of touched slots, (U,) float64, in a step with `total` accesses."""
+        if self.ranking == "random":
+            return random_scores(touched.ids, step, self.seed)
+        if self.ranking in ("tf", "all"):
+            return tf(touched.counts, total)
+        background = self.background
+        assert background is not None, f"{self.ranking} needs the counts of background data"
+        here = background.owned.positions(touched.ids)
+        if self.ranking == "tfidf":
+            return tfidf(touched.counts, total, background.df[here], background.documents)
+        return kl(touched.counts, total, background.counts[here], background.accesses)
+
+
 def select(
     touched: TouchedSlots,
-    ranking: Ranking,
-    top_t: int,
-    shard_group: dist.ProcessGroup | None,
+    rule: SelectionRule,
     step: int,
-    seed: int,
-    background: Background | None = None,
+    shard_group: dist.ProcessGroup | None = None,
 ) -> Selection:
-    """Selects the `top_t` best touched slots of all ranks, or all if there are fewer.
+    """Select the `top_t` best touched slots of all ranks, or all if there are fewer.
 
     All ranks of the shard group call it together and get the same result; so do replicas, if
     `touched` was summed over them. Receives `selection_bytes`.
 
     Args:
         touched: of the whole step, on their owner.
-        ranking: `all` selects every touched slot, most accessed first, whatever `top_t` is.
         shard_group: the ranks that own the other slots; None if all are here.
-        step, seed: for `random`.
-        background: for `tfidf` and `kl`.
     """
     # 1. Agree on the number of accesses, and on how many keys each rank sends.
     mine = torch.stack([touched.counts.sum(), touched.counts.new_tensor(len(touched.ids))])
-    totals, sizes = all_gathered(mine, shard_group).T.tolist()
+    totals, sizes = all_gather(mine, shard_group).T.tolist()
     total, num_touched = sum(totals), sum(sizes)
-    limit = num_touched if ranking == "all" else top_t
+    limit = num_touched if rule.ranking == "all" else rule.top_t
     sent = min(limit, max(sizes))
 
     # 2. As an owner: the best slots here; shorter lists are filled up.
-    keys = make_keys(_scores(touched, total, ranking, step, seed, background), touched.ids)
+    keys = make_keys(rule.scores(touched, total, step), touched.ids)
     keys, best = keys.topk(min(sent, len(keys)), sorted=False)
     candidates = touched.ids.new_full((sent, 2), NO_SLOT)
     candidates[: len(best), 0] = keys
     candidates[: len(best), 1] = touched.counts[best]
 
     # 3. The best of all.
-    keys, counts = all_gathered(candidates, shard_group).view(-1, 2).unbind(1)
+    keys, counts = all_gather(candidates, shard_group).view(-1, 2).unbind(1)
     keys, best = keys.topk(min(limit, num_touched))
     scores, ids = split_keys(keys)
     return Selection(ids, scores, counts[best], total, num_touched)
 
 
 def selection_bytes(world_size: int, num_candidates: int) -> int:
-    """Returns the bytes one of W ranks receives in `select`: 16 for the sizes of each other rank,
+    """Return the bytes one of W ranks receives in `select`: 16 for the sizes of each other rank,
     and 16 for each of its candidates, `min(top_t, max U)` of them."""
     return (world_size - 1) * 16 * (1 + num_candidates)
 
 
 def make_keys(scores: Tensor, ids: Tensor) -> Tensor:
-    """Returns int64 keys that are greater for higher float32 scores, then for lower ids."""
+    """Return int64 keys that are greater for higher float32 scores, then for lower ids."""
     bits = (scores.float() + 0.0).view(torch.int32)  # + 0.0: -0.0 becomes 0.0
     return (_ordered(bits).long() << 32) | (LAST_ID - ids)
 
 
 def split_keys(keys: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns the float32 scores and the ids of which `make_keys` made the keys."""
+    """Return the float32 scores and the ids of which `make_keys` made the keys."""
     scores = _ordered((keys >> 32).to(torch.int32)).view(torch.float32)
     return scores, LAST_ID - (keys & 0xFFFFFFFF)
 
@@ -141,89 +161,82 @@ def verify_selection(
     selection: Selection,
     accesses: Sequence[Tensor],
     owned: OwnedSlots,
-    ranking: Ranking,
-    top_t: int,
-    shard_group: dist.ProcessGroup | None,
-    replicate_group: dist.ProcessGroup | None,
+    rule: SelectionRule,
     step: int,
-    seed: int,
-    background: Background | None = None,
+    shard_group: dist.ProcessGroup | None = None,
+    replicate_group: dist.ProcessGroup | None = None,
 ) -> None:
-    """Selects again from dense counts of all N slots on every rank, and compares.
+    """Select again from dense counts of all N slots on every rank, and compare.
 
     For `selection.verify`: needs tensors of N numbers. All ranks call it together.
 
     Args:
+        selection: what `select` returned for `rule`, `step` and `shard_group`.
         accesses: slot ids of this rank, as for `touched_slots`: of its own shard group alone.
         replicate_group: the ranks that own the same slots; None if no other does.
-        the others: as for `select`.
 
     Raises:
         RuntimeError: on a rank whose selection differs; it names the first place that does.
     """
-    shape = owned.num_tables, owned.num_slots
-
-    def dense(local: Tensor, replicas: dist.ProcessGroup | None = None) -> Tensor:
-        """An array over the slots of this rank, made one over all slots."""
-        whole = local.new_zeros(shape)
-        whole[:, owned.start : owned.stop] = local.view(owned.num_tables, -1)
-        for group in (shard_group, replicas):
-            if group is not None:
-                dist.all_reduce(whole, group=group)
-        return whole.flatten()
-
     rows = torch.cat([owned.positions(ids.flatten().long()) for ids in accesses])
-    counts = dense(torch.bincount(rows, minlength=len(owned)), replicate_group)
-    if background is not None:
-        background = Background(
-            OwnedSlots(owned.num_slots, 0, owned.num_slots, owned.num_tables),
-            dense(background.df),
-            dense(background.counts),
-            background.documents,
-            background.accesses,
-        )
+    counts = _dense(torch.bincount(rows, minlength=len(owned)), owned, shard_group, replicate_group)
+    if (known := rule.background) is not None:
+        everything = OwnedSlots(owned.num_slots, 0, owned.num_slots, owned.num_tables)
+        df, of_background = (_dense(x, owned, shard_group) for x in (known.df, known.counts))
+        known = replace(known, owned=everything, df=df, counts=of_background)
+        rule = replace(rule, background=known)
     ids = counts.nonzero().squeeze(1)
     total = int(counts.sum())
-    scores = _scores(TouchedSlots(ids, counts[ids]), total, ranking, step, seed, background)
+    scores = rule.scores(TouchedSlots(ids, counts[ids]), total, step)
     scores, order = scores.float().sort(descending=True, stable=True)  # ids ascend: lower first
-    limit = len(ids) if ranking == "all" else top_t
+    limit = len(ids) if rule.ranking == "all" else rule.top_t
     best = ids[order[:limit]]
     expected = Selection(best, scores[:limit], counts[best], total, len(ids))
-    if difference := _first_difference(selection, expected):
+    if difference := _describe_difference(selection, expected):
         raise RuntimeError(
-            f"step {step}, ranking {ranking}: the selection differs from the one made of dense "
-            f"counts: {difference}"
+            f"step {step}, ranking {rule.ranking}: the selection differs from the one made of "
+            f"dense counts: {difference}"
         )
+
+
+def _dense(local: Tensor, owned: OwnedSlots, *groups: dist.ProcessGroup | None) -> Tensor:
+    """Return an array over all slots, summed over groups, from one over this rank's slots."""
+    whole = local.new_zeros(owned.num_tables, owned.num_slots)
+    whole[:, owned.start : owned.stop] = local.view(owned.num_tables, -1)
+    for group in groups:
+        whole = all_reduce(whole, group)
+    return whole.flatten()
+
+
+def _describe_difference(selection: Selection, expected: Selection) -> str:
+    """Return the first place at which two selections differ, in words; "" if they are equal."""
+    for name in ("total", "num_touched"):
+        got, want = getattr(selection, name), getattr(expected, name)
+        if got != want:
+            return f"{name} is {got}, not {want}"
+    if len(selection.ids) != len(expected.ids):
+        return f"{len(selection.ids)} slots are selected, not {len(expected.ids)}"
+    got_rows, want_rows = (
+        torch.stack([s.ids, s.scores.view(torch.int32).long(), s.counts], dim=1)  # bits of scores
+        for s in (selection, expected)
+    )
+    for place in (got_rows != want_rows).any(1).nonzero()[:1].flatten().tolist():
+        got, want = (
+            f"slot {s.ids[place]} (score {s.scores[place]:.9g}, count {s.counts[place]})"
+            for s in (selection, expected)
+        )
+        return f"at rank {place} of the order there is {got}, not {want}"
+    return ""
 
 
 def selected_access_share(selection: Selection) -> float:
-    """Returns the share of the step's accesses that fell on selected slots; 0 without any."""
+    """Return the share of the step's accesses that fell on selected slots; 0 without any."""
     return int(selection.counts.sum()) / max(selection.total, 1)
 
 
 def overlap(ids: Tensor, previous: Tensor) -> float:
-    """Returns the share of the selected slots that the previous step had selected too."""
+    """Return the share of the selected slots that the previous step had selected too."""
     return int(torch.isin(ids, previous).sum()) / max(len(ids), 1)
-
-
-def _scores(
-    touched: TouchedSlots,
-    total: int,
-    ranking: Ranking,
-    step: int,
-    seed: int,
-    background: Background | None,
-) -> Tensor:
-    """The touched slots' scores, (U,) float64."""
-    if ranking == "random":
-        return random_scores(touched.ids, step, seed)
-    if ranking in ("tf", "all"):
-        return tf(touched.counts, total)
-    assert background is not None, f"{ranking} needs the counts of background data"
-    here = background.owned.positions(touched.ids)
-    if ranking == "tfidf":
-        return tfidf(touched.counts, total, background.df[here], background.documents)
-    return kl(touched.counts, total, background.counts[here], background.accesses)
 
 
 def _quotient(a: Tensor | int, b: Tensor | int) -> Tensor:
@@ -250,27 +263,3 @@ def _mix(state: Tensor) -> Tensor:
 def _shifted(state: Tensor, bits: int) -> Tensor:
     """A shift to the right that brings in zeros."""
     return (state >> bits) & (2 ** (64 - bits) - 1)
-
-
-def _first_difference(selection: Selection, expected: Selection) -> str:
-    """The first place at which two selections differ, in words; "" if they are equal."""
-    for name in ("total", "num_touched"):
-        got, want = getattr(selection, name), getattr(expected, name)
-        if got != want:
-            return f"{name} is {got}, not {want}"
-    if len(selection.ids) != len(expected.ids):
-        return f"{len(selection.ids)} slots are selected, not {len(expected.ids)}"
-    got_rows, want_rows = _rows(selection), _rows(expected)
-    for place in (got_rows != want_rows).any(1).nonzero()[:1].flatten().tolist():
-        got, want = (
-            f"slot {rows.ids[place]} (score {rows.scores[place]:.9g}, count {rows.counts[place]})"
-            for rows in (selection, expected)
-        )
-        return f"at rank {place} of the order there is {got}, not {want}"
-    return ""
-
-
-def _rows(selection: Selection) -> Tensor:
-    """Ids, bits of the scores and counts, (t', 3)."""
-    bits = selection.scores.view(torch.int32)
-    return torch.stack([selection.ids, bits.long(), selection.counts], dim=1)

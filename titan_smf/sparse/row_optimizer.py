@@ -27,7 +27,7 @@ Field = tuple[tuple[int, ...], torch.dtype]
 
 
 class RowOptimizer(Optimizer):
-    """Updates the selected rows of one table, and keeps the state of its rows by their ids.
+    """Update the selected rows of one table, and keeps the state of its rows by their ids.
 
     It is a torch optimizer for the sake of learning rate schedules. `state_dict` holds no state of
     rows: save `state_tensors`.
@@ -55,7 +55,7 @@ class RowOptimizer(Optimizer):
 
     @torch.no_grad()
     def step(self, selected: SelectedRows) -> None:  # type: ignore[override]
-        """Updates `selected.values` in place by their gradient, and writes them into the table.
+        """Update `selected.values` in place by their gradient, and writes them into the table.
 
         One selection at a time: the table's rows must be as they were when they were selected. A
         selected row that was not read has gradient zero: it decays, and its moments shrink.
@@ -68,7 +68,7 @@ class RowOptimizer(Optimizer):
         table.index_copy_(0, selected.rows, values.to(table.dtype))
 
     def state_tensors(self) -> dict[str, Tensor]:
-        """Returns what this rank keeps: `rows`, ascending global ids (C,) int64, and all fields.
+        """Return what this rank keeps: `rows`, ascending global ids (C,) int64, and all fields.
 
         Copies, whose rows are in the order of the ids; a replica's are the same.
         """
@@ -76,12 +76,12 @@ class RowOptimizer(Optimizer):
         return {"rows": self.store.rows() + self.table.row_range[0], **fields}
 
     def base_rows(self) -> tuple[Tensor, Tensor]:
-        """Returns the ids of `state_tensors`, (C,), and the rows' values from before their first
+        """Return the ids of `state_tensors`, (C,), and the rows' values from before their first
         change, (C, V). Needs `keep_base`."""
         return self.store.rows() + self.table.row_range[0], self.store.in_order("base")
 
     def load_state_tensors(self, parts: Iterable[dict[str, Tensor]]) -> None:
-        """Replaces the state by that of a run on any number of ranks.
+        """Replace the state by that of a run on any number of ranks.
 
         Args:
             parts: the `state_tensors` of its ranks, in any order, with or without those of
@@ -104,7 +104,7 @@ class RowOptimizer(Optimizer):
     def _update(
         self, values: Tensor, gradient: Tensor, places: Tensor, settings: dict[str, Any]
     ) -> None:
-        """Updates `values` (S, V) in place and the rows' state at `places` (S,)."""
+        """Update `values` (S, V) in place and the rows' state at `places` (S,)."""
         raise NotImplementedError
 
 
@@ -190,7 +190,7 @@ class RowAdamW(RowOptimizer):
 def clip_row_gradients(
     selections: Iterable[SelectedRows], max_norm: float, shard_group: dist.ProcessGroup | None
 ) -> Tensor:
-    """Scales the gradients so that their norm is at most `max_norm`; returns what it was before.
+    """Scale the gradients so that their norm is at most `max_norm`; returns what it was before.
 
     Every row of the shard group counts once, so replicas agree. `math.inf` only measures.
 

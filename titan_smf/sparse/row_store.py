@@ -38,15 +38,15 @@ class RowStore:
         return len(self.keys)
 
     def rows(self) -> Tensor:
-        """Returns the ids of all rows, (C,) int64, ascending."""
+        """Return the ids of all rows, (C,) int64, ascending."""
         return self.keys >> PLACE_BITS
 
     def in_order(self, name: str) -> Tensor:
-        """Returns a copy of a field, (C, ...), in the order of `rows()`."""
+        """Return a copy of a field, (C, ...), in the order of `rows()`."""
         return self.tensors[name][self._place(self.keys)]
 
     def put(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns the places (S,) of `rows`, (S,) int64 ascending and distinct, and a mask (S,) of
+        """Return the places (S,) of `rows`, (S,) int64 ascending and distinct, and a mask (S,) of
         those that were not here before: these are added with zeros in all fields."""
         wanted = rows << PLACE_BITS
         found = self._first_from(wanted)
@@ -57,7 +57,7 @@ class RowStore:
         return self._place(found), is_new
 
     def _add(self, keys: Tensor) -> None:
-        """Adds rows by their keys (n,) without places."""
+        """Add rows by their keys (n,) without places."""
         before, after = len(self), len(self) + len(keys)
         new = torch.arange(len(keys), device=keys.device)
         target = torch.searchsorted(self.keys, keys) + new

@@ -8,8 +8,8 @@ from typing import Any
 import torch.distributed as dist
 
 from titan_smf.checkpoint.fingerprint import model_fingerprint
-from titan_smf.checkpoint.patch import chain, load_patch, save_patch
-from titan_smf.checkpoint.patch_lineage import run_lineage
+from titan_smf.checkpoint.patch import chain, run_lineage
+from titan_smf.checkpoint.patch_file import load_patch, save_patch
 from titan_smf.checkpoint.patch_model import apply_to_model, patch_of_model
 from titan_smf.errors import ConfigError, PatchError
 from titan_smf.model.llama import MemoryLlama

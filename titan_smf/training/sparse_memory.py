@@ -31,6 +31,7 @@ from titan_smf.sparse.accesses import OwnedSlots, sum_over_replicas, touched_slo
 from titan_smf.sparse.document_frequency import Background
 from titan_smf.sparse.ranking import (
     Selection,
+    SelectionRule,
     overlap,
     select,
     selected_access_share,
@@ -197,23 +198,12 @@ class SparseMemory:
 
     def _select(self, accesses: Sequence[Tensor], step: int) -> Selection:
         touched = sum_over_replicas(touched_slots(accesses), self.replicate_group)
-        shards, seed, background = self.shard_group, self.seed, self.background
-        ranking, top_t = self.settings.ranking, self.settings.top_t
-        selection = select(touched, ranking, top_t, shards, step, seed, background)
-        if self.settings.verify:
+        settings, shards = self.settings, self.shard_group
+        rule = SelectionRule(settings.ranking, settings.top_t, self.seed, self.background)
+        selection = select(touched, rule, step, shards)
+        if settings.verify:
             replicas = self.replicate_group
-            verify_selection(
-                selection,
-                accesses,
-                self.owned,
-                ranking,
-                top_t,
-                shards,
-                replicas,
-                step,
-                seed,
-                background,
-            )
+            verify_selection(selection, accesses, self.owned, rule, step, shards, replicas)
         return selection
 
     def _selected_rows(self, selection: Selection) -> list[SelectedRows]:

@@ -23,7 +23,7 @@ from torch.distributed.fsdp import FSDPModule
 
 from titan_smf.checkpoint.checkpointer import Checkpointer, find_checkpoint
 from titan_smf.checkpoint.peft_format import save_adapters
-from titan_smf.checkpoint.run_folder import check_not_begun, hold, make_folder
+from titan_smf.checkpoint.run_folder import check_not_overwritten, lock_run_folder, make_run_folder
 from titan_smf.config.job import JobConfig, add_origin, save_resolved
 from titan_smf.data.loader import Batch, NoData, TokenLoader, validation_batches
 from titan_smf.data.sources import open_source
@@ -82,7 +82,7 @@ class Trainer(torchtitan_train.Trainer):
         name = f"{job_config.model.name}-{uuid.uuid4()}"
         register_train_spec(name, build_train_spec(job_config, stream))
         self.folder = Path(job_config.job.dump_folder)
-        make_folder(self.folder)
+        make_run_folder(self.folder)
         # torchtitan's own checkpoints, TensorBoard and validation are replaced by ours, and a
         # record of NCCL's calls is of no use on a CPU.
         comm = job_config.comm
@@ -99,7 +99,7 @@ class Trainer(torchtitan_train.Trainer):
             )
         )
         self.job_config = job_config
-        self.lock = hold(self.folder)
+        self.lock = lock_run_folder(self.folder)
         model = self.model_parts[0]
         assert isinstance(model, MemoryLlama)
         self.model = model
@@ -398,7 +398,7 @@ class Trainer(torchtitan_train.Trainer):
             self.checkpoints.load(saved)
             logger.info("Resumed from step %d in %s", saved, self.checkpoints.folder)
             return
-        check_not_begun(self.folder, self.checkpoints.folder, config.enable)
+        check_not_overwritten(self.folder, self.checkpoints.folder, config.enable)
         if config.initial_load_path:
             self.load_weights(config.initial_load_path)
         else:

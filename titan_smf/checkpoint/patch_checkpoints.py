@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from titan_smf.checkpoint.checkpointer import find_checkpoint
-from titan_smf.checkpoint.fingerprint import RowBytes, bytes_of_rows, table_name
+from titan_smf.checkpoint.fingerprint import RowBytes, rows_as_bytes, table_name
 from titan_smf.checkpoint.patch import (
     LineageStep,
     Patch,
@@ -25,8 +25,8 @@ from titan_smf.checkpoint.patch import (
     check_old_rows,
     inverse,
     make_patch,
+    run_lineage,
 )
-from titan_smf.checkpoint.patch_lineage import run_lineage
 from titan_smf.checkpoint.stored_weights import (
     Progress,
     Report,
@@ -38,7 +38,7 @@ from titan_smf.errors import CheckpointError, PatchError
 
 
 def export_patch(base: Path, finetuned: Path, data: str, report: Report) -> Patch:
-    """Returns the rows in which two checkpoints differ.
+    """Return the rows in which two checkpoints differ.
 
     Args:
         base, finetuned: `step-N` folders, or folders of runs for their newest checkpoint.
@@ -76,7 +76,7 @@ def export_patch(base: Path, finetuned: Path, data: str, report: Report) -> Patc
 
 
 def apply_patches(base: Path, patches: Sequence[Patch], output: Path, report: Report) -> None:
-    """Writes the checkpoint that the patches, in their order, make of the base.
+    """Write the checkpoint that the patches, in their order, make of the base.
 
     Raises:
         CheckpointError: the base is missing or damaged.
@@ -88,7 +88,7 @@ def apply_patches(base: Path, patches: Sequence[Patch], output: Path, report: Re
 def revert_patches(
     checkpoint: Path, patches: Sequence[Patch], output: Path, report: Report
 ) -> None:
-    """Writes the checkpoint from which the patches, in their order, have led to the given one.
+    """Write the checkpoint from which the patches, in their order, have led to the given one.
 
     Raises what `apply_patches` does.
     """
@@ -107,7 +107,7 @@ def _write_patched(source: Path, patch: Patch, output: Path, report: Report) -> 
         tensor, numbers = weights.tensors[name], slots.numpy()
         old_here = _values(tensor.rows(numbers), tensor.dtype)
         check_old_rows(old_here, old, slots, f"{weights.path}: {name}")
-        changes[name] = numbers, bytes_of_rows(new)
+        changes[name] = numbers, rows_as_bytes(new)
     about = dataclasses.asdict(patch.metadata)
     patched = {name: about[name] for name in ("base", "result", "lineage")}
     weights.write(output, changes, {"patched": patched}, report)
