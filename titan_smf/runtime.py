@@ -49,11 +49,30 @@ def wait_for_ranks() -> None:
 
 
 def from_first_rank(ask: Callable[[], Any]) -> Any:
-    """Rank 0's answer on every rank: they may see a shared file system at different moments."""
-    answer = [ask() if is_first_rank() else None]
+    """Return rank 0's answer on every rank: they may see a shared file system at different moments.
+
+    A `UserError` of rank 0 is raised on every rank. Collective.
+    """
+    answer: list[Any] = [None]
+    if is_first_rank():
+        try:
+            answer = [ask()]
+        except UserError as error:
+            answer = [error]
     if dist.is_initialized():
         dist.broadcast_object_list(answer, src=0)
+    if isinstance(answer[0], UserError):
+        raise answer[0]
     return answer[0]
+
+
+def from_all_ranks(value: Any, group: dist.ProcessGroup | None = None) -> list[Any]:
+    """Return the values that all ranks (of a group) give, in rank order. Collective."""
+    if not dist.is_initialized():
+        return [value]
+    values = [None] * dist.get_world_size(group)
+    dist.all_gather_object(values, value, group=group)
+    return values
 
 
 def format_duration(seconds: float) -> str:

@@ -1,5 +1,6 @@
 """A patch turns its base into the finetuned weights and back, bit for bit, and nothing else."""
 
+import dataclasses
 import json
 import runpy
 import shutil
@@ -10,31 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import safetensors.torch
+import safetensors
 import torch
 from torch import Tensor
 
 import titan_smf.checkpoint.stored_weights
 from tests.support.launch import run_on_ranks
-from tests.support.patch_runs import (
-    DTYPES,
-    RANKS,
-    Made,
-    Model,
-    N,
-    V,
-    checkpointer,
-    make_runs,
-)
+from tests.support.patch_runs import DTYPES, RANKS, Made, Model, N, V, bits, checkpointer, make_runs
 from titan_smf.checkpoint import fingerprint
 from titan_smf.checkpoint.fingerprint import model_fingerprint, tensor_id
-from titan_smf.checkpoint.patch import (
-    LineageStep,
-    Patch,
-    chain,
-    inverse,
-    merge,
-)
+from titan_smf.checkpoint.patch import LineageStep, Patch, chain, inverse, merge
 from titan_smf.checkpoint.patch_checkpoints import apply_patches, export_patch, revert_patches
 from titan_smf.checkpoint.patch_file import load_patch, save_patch
 from titan_smf.checkpoint.patch_model import apply_to_model, patch_of_model
@@ -67,19 +53,33 @@ def weights(path: Path) -> dict[str, bytes]:
     """All weights of a checkpoint by themselves, by a one-rank reader that knows only files."""
     found: dict[str, list[tuple[list[int], Tensor]]] = {}
     for file in path.glob("*.safetensors"):
-        content = file.read_bytes()
-        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
-        places = json.loads(header["__metadata__"]["DCP_SHARDING_INFO"])
-        for name, tensor in safetensors.torch.load(content).items():
-            assert name.startswith("model."), "nothing but weights"
-            found.setdefault(name[6:], []).append((places[name]["saved_offsets"], tensor))
+        with safetensors.safe_open(file, "pt") as stored:
+            places = json.loads(stored.metadata()["DCP_SHARDING_INFO"])
+            for name in stored.keys():  # noqa: SIM118
+                assert name.startswith("model."), "nothing but weights"
+                place = places[name]["saved_offsets"]
+                found.setdefault(name[6:], []).append((place, stored.get_tensor(name)))
     whole = {}
     for name, parts in found.items():
         parts.sort(key=lambda part: part[0])
-        dim = 1 if any(place[1:] != [0] * len(place[1:]) for place, _ in parts) else 0
-        tensor = torch.cat([part for _, part in parts], dim)
-        whole[name] = tensor.flatten().view(torch.uint8).numpy().tobytes()
+        dim = 1 if any(any(place[1:]) for place, _ in parts) else 0
+        whole[name] = bits(torch.cat([part for _, part in parts], dim))
     return whole
+
+
+def bits_of(patch: Patch) -> tuple[bytes, ...]:
+    return bits(patch.ids), bits(patch.old), bits(patch.new)
+
+
+def with_wrong_old_rows(patch: Patch) -> Patch:
+    return dataclasses.replace(patch, old=patch.old + 1)
+
+
+def refused(act: Callable[[], object]) -> str:
+    """What is said to someone whose patch or checkpoint is refused."""
+    with pytest.raises((PatchError, CheckpointError)) as error:
+        act()
+    return str(error.value)
 
 
 def step(folder: Path) -> Path:
@@ -130,22 +130,15 @@ def test_apply_gives_the_finetuned_weights_and_revert_the_base_bit_for_bit(
             file.name for file in step(of_base).glob("*.safetensors")
         )
     assert not list(tmp_path.glob(".*")), "nothing unfinished stays"
-    saved_sizes = []
-    for number, patch in enumerate(patches):
-        path = tmp_path / f"{number}.safetensors"
+    row_bytes = patch.old.element_size() * V
+    for patch in patches:
+        path = tmp_path / "patch.safetensors"
         save_patch(str(path), patch)
-        saved_sizes.append(path.stat().st_size)
+        assert path.stat().st_size < 5 * (8 + 2 * row_bytes) + 1000, "rows and a header, no table"
         again = load_patch(str(path))
         assert again.metadata == patch.metadata
         assert bits_of(again) == bits_of(patch) == bits_of(patches[0])
-    row_bytes = patch.old.element_size() * V
-    assert max(saved_sizes) < 5 * (8 + 2 * row_bytes) + 1000, "rows and a header, not the table"
     assert patch.metadata.lineage == [LineageStep("", 5, "facts", base[0])]
-
-
-def bits_of(patch: Patch) -> tuple[bytes, ...]:
-    tensors = (patch.ids, patch.old, patch.new)
-    return tuple(tensor.flatten().view(torch.uint8).numpy().tobytes() for tensor in tensors)
 
 
 def use_patch(
@@ -160,18 +153,14 @@ def use_patch(
     loader = checkpointer(Path(output), loaded, dtype)
     loader.load_weights(Path(output) / "step-7")
     found["loaded"] = model_fingerprint(loaded), loaded.bits()
-    with pytest.raises(CheckpointError) as error:
-        loader.load(7)
-    found["resumed"] = str(error.value)
+    found["resumed"] = refused(lambda: loader.load(7))
 
     running = Model("base", dtype).shard(replicas)
     checkpointer(Path(output), running, dtype).load_weights(base)
     before = running.bits()
-    lying = Patch(patch.ids, patch.old + 1, patch.new, patch.metadata)
-    for name, wrong in (("wrong base", inverse(patch)), ("wrong rows", lying)):
-        with pytest.raises(PatchError) as wrong_error:
-            apply_to_model(running, wrong)
-        found[name] = str(wrong_error.value)
+    wrong_rows = with_wrong_old_rows(patch)
+    for name, wrong in (("wrong base", inverse(patch)), ("wrong rows", wrong_rows)):
+        found[name] = refused(lambda wrong=wrong: apply_to_model(running, wrong))  # type: ignore[misc]
         assert running.bits() == before, "refused before anything changes"
     apply_to_model(running, patch)
     found["running"] = model_fingerprint(running), running.bits()
@@ -236,9 +225,8 @@ def test_chained_patches_are_one_patch(saved: tuple[Path, Made], tmp_path: Path)
         chain([two, one])
     with pytest.raises(PatchError, match="patch 2 is of another base"):
         merge([two, one], "last")
-    lying = Patch(two.ids, two.old + 1, two.new, two.metadata)
     with pytest.raises(PatchError, match="patch 2 has old values that"):
-        chain([one, lying])
+        chain([one, with_wrong_old_rows(two)])
 
 
 def test_patches_of_one_base_merge_and_overlap_needs_a_policy(
@@ -279,35 +267,33 @@ def test_weights_that_are_not_the_patchs_are_refused_and_nothing_is_written(
     about, other = patch.metadata, made["float32/sibling"][0]
     output = tmp_path / "output"
 
-    def refused(act: Callable[[], object]) -> str:
-        with pytest.raises((PatchError, CheckpointError)) as error:
-            act()
-        assert not list(tmp_path.iterdir()), "nothing is written"
-        return str(error.value)
+    def apply(base: Path, patch: Patch = patch) -> None:
+        apply_patches(base, [patch], output, quiet)
 
-    message = refused(lambda: apply_patches(folder / "sibling", [patch], output, quiet))
-    assert other in message
-    assert about.base in message
-    message = refused(lambda: revert_patches(folder / "sibling", [patch], output, quiet))
-    assert other in message
-    assert about.result in message
-    message = refused(lambda: apply_patches(folder / "first", [patch], output, quiet))
-    assert "they are already those that it leads to" in message
-    lying = Patch(patch.ids, patch.old + 1, patch.new, about)
-    message = refused(lambda: apply_patches(folder / "base", [lying], output, quiet))
-    assert "model.tables.0.values: 3 slots (0, 5, 48) do not have the old values" in message
-    message = refused(lambda: apply_patches(folder / "absent", [patch], output, quiet))
-    assert "absent: no complete checkpoint there; give a run's folder" in message
-    message = refused(lambda: export(folder, "base", "other"))
-    assert "model.columns differs between" in message
-    message = refused(lambda: export(folder, "base", "wider"))
-    assert "model.rows is float32 [7, 5] in" in message
-    assert "float32 [7, 6] in" in message
-    message = refused(lambda: export_patch(folder, folder.parent / "bfloat16", "", quiet))
-    assert "no complete checkpoint there" in message
+    lying = with_wrong_old_rows(patch)
+    wrong_rows = "model.tables.0.values: 3 slots (0, 5, 48) do not have the old values"
+    sizes = ["model.rows is float32 [7, 5] in", "float32 [7, 6] in"]
+    cases: list[tuple[Callable[[], object], list[str]]] = [
+        (lambda: apply(folder / "sibling"), [other, about.base]),
+        (
+            lambda: revert_patches(folder / "sibling", [patch], output, quiet),
+            [other, about.result],
+        ),
+        (lambda: apply(folder / "first"), ["they are already those that it leads to"]),
+        (lambda: apply(folder / "base", lying), [wrong_rows]),
+        (lambda: apply(folder / "no"), ["no: no complete checkpoint there; give a run's folder"]),
+        (lambda: export(folder, "base", "other"), ["model.columns differs between"]),
+        (lambda: export(folder, "base", "wider"), sizes),
+        (lambda: export(saved[0], "3/float32", "bfloat16"), ["no complete checkpoint there"]),
+    ]
+    for act, words in cases:
+        message = refused(act)
+        assert all(part in message for part in words), message
+        assert not list(tmp_path.iterdir()), "nothing is written"
     output.mkdir()
-    with pytest.raises(PatchError, match="output: exists; give the name of a new folder"):
-        apply_patches(folder / "base", [patch], output, quiet)
+    assert "output: exists; give the name of a new folder" in refused(
+        lambda: apply(folder / "base")
+    )
 
 
 def test_a_file_that_is_torn_or_changed_is_no_patch(
@@ -319,24 +305,23 @@ def test_a_file_that_is_torn_or_changed_is_no_patch(
     content = path.read_bytes()
     header = 8 + int.from_bytes(content[:8], "little")
 
-    def refused(changed: bytes) -> str:
+    def said_of(changed: bytes) -> str:
         path.write_bytes(changed)
-        with pytest.raises(PatchError) as error:
-            load_patch(str(path))
-        assert str(path) in str(error.value)
-        return str(error.value)
+        message = refused(lambda: load_patch(str(path)))
+        assert str(path) in message
+        return message
 
     for size in (0, 7, 8, 100, header, len(content) - 1):
-        assert "is no patch, or a torn one" in refused(content[:size])
-    assert "torn one" in refused(content + b"\0")
+        assert "is no patch, or a torn one" in said_of(content[:size])
+    assert "torn one" in said_of(content + b"\0")
     flipped = bytearray(content)
     for byte in range(header, len(content), 7):
         flipped[byte] ^= 1
-        assert "is damaged" in (said := refused(bytes(flipped))) or "torn one" in said
+        assert "is damaged" in (said := said_of(bytes(flipped))) or "torn one" in said
         flipped[byte] ^= 1
     for digits in (patch.metadata.base, patch.metadata.result):
-        assert "is damaged" in refused(content.replace(digits.encode(), b"0" * 32))
-    assert "has format 9, this version reads 1" in refused(
+        assert "is damaged" in said_of(content.replace(digits.encode(), b"0" * 32))
+    assert "has format 9, this version reads 1" in said_of(
         content.replace(b'{\\"format\\": 1', b'{\\"format\\": 9')
     )
     path.write_bytes(content)

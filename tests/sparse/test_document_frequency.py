@@ -4,6 +4,7 @@ import dataclasses
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import fsspec
 import numpy as np
@@ -176,13 +177,15 @@ def test_files_are_safetensors_and_keep_what_they_were_told(job: Counting) -> No
         job.save(url, metadata_of(0, 2, complete=False))
         metadata = read_metadata(url)
         df, counts = plain_counts(0, 2)
-        used = sum(d > 0 for d in df)
-        expected = dataclasses.replace(
-            metadata_of(0, 2, complete=False), accesses=sum(counts), slots_used=used
-        )
+        sums: Any = {"accesses": sum(counts), "slots_used": sum(d > 0 for d in df)}
+        expected = dataclasses.replace(metadata_of(0, 2, complete=False), **sums)
         assert metadata == expected
         with fsspec.open(url) as file:
-            tensors = safetensors.torch.load(file.read())
+            content = file.read()
+        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+        idf = json.loads(header["__metadata__"]["idf"])
+        assert idf == {"format": 1, **dataclasses.asdict(expected)}
+        tensors = safetensors.torch.load(content)
         assert tensors["df"].tolist() == df
         assert tensors["counts"].tolist() == counts
         assert (tensors["df"].dtype, tensors["counts"].dtype) == (torch.int32, torch.int64)
@@ -376,11 +379,3 @@ def test_summary_and_picture(tmp_path: Path) -> None:
         draw_histogram(df.clamp(max=documents), documents, str(path))
         assert path.read_bytes().startswith(b"\x89PNG")
     assert "accesses                    0" in summary(df * 0, counts * 0, 0)
-
-
-def test_header_is_json(job: Counting, tmp_path: Path) -> None:
-    path = tmp_path / "idf"
-    job.save(str(path), metadata_of(0, 0))
-    with safetensors.safe_open(path, "pt") as file:
-        header = json.loads(file.metadata()["idf"])
-    assert header == {"format": 1, **dataclasses.asdict(metadata_of(0, 0))}

@@ -46,6 +46,10 @@ RUNS: dict[str, tuple[str, Rows]] = {
 }
 
 
+def bits(tensor: torch.Tensor) -> bytes:
+    return tensor.flatten().view(torch.uint8).numpy().tobytes()
+
+
 class Model(nn.Module):
     """Two value tables beside weights that are split by rows, by columns, and not at all."""
 
@@ -88,40 +92,29 @@ class Model(nn.Module):
 
     def bits(self) -> dict[str, bytes]:
         """All weights, whole."""
+        state = self.state_dict()
         return {
-            name: (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor)
-            .flatten()
-            .view(torch.uint8)
-            .numpy()
-            .tobytes()
-            for name, tensor in self.state_dict().items()
+            name: bits(tensor.full_tensor() if isinstance(tensor, DTensor) else tensor)
+            for name, tensor in state.items()
         }
 
 
-class Moments:
-    """An optimizer with a moment for each row of the first table."""
+class State:
+    """A part of a run's state that always is the same."""
 
-    def __init__(self, model: Model) -> None:
-        self.moments = torch.zeros_like(model.value_tables()[0].values)
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"moments": self.moments}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None: ...
-
-
-class Position:
-    """A small part of a run's state."""
+    def __init__(self, **state: Any) -> None:
+        self.state = state
 
     def state_dict(self) -> dict[str, Any]:
-        return {"position": 3}
+        return self.state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None: ...
 
 
 def checkpointer(folder: Path, model: Model, dtype: str) -> Checkpointer:
+    moments = State(moments=torch.zeros_like(model.value_tables()[0].values))  # one for each row
     identity = {"weights": {"dtype": dtype}}
-    return Checkpointer(folder, model, Moments(model), {"data": Position()}, identity, keep=0)
+    return Checkpointer(folder, model, moments, {"data": State(position=3)}, identity, keep=0)
 
 
 def all_rows(run: str) -> Rows:

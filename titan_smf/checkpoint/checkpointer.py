@@ -19,6 +19,7 @@ import logging
 import os
 import re
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -36,7 +37,7 @@ from torch.distributed.checkpoint.stateful import Stateful
 
 from titan_smf.errors import CheckpointError
 from titan_smf.model.names import is_adapter
-from titan_smf.runtime import from_first_rank, is_first_rank, wait_for_ranks
+from titan_smf.runtime import from_all_ranks, from_first_rank, is_first_rank, wait_for_ranks
 from titan_smf.storage import write_json
 
 FORMAT = 1
@@ -49,7 +50,7 @@ logger = logging.getLogger("titan_smf")
 
 
 class RankFiles(Protocol):
-    """A part of a run's state of which each rank writes and reads files of its own."""
+    """A part of a run's state that each rank keeps in files of its own."""
 
     def save_files(self, folder: Path) -> None:
         """Write this rank's files; no other rank writes files of the same name."""
@@ -58,38 +59,25 @@ class RankFiles(Protocol):
         """Restore this rank's part from the files of all ranks, however many there were."""
 
 
+@dataclass
 class Checkpointer:
-    """Save and loads the full state of a run.
+    """Saves and loads the full state of a run."""
 
-    Args:
-        folder: where `step-N` folders are; shared by all ranks.
-        model: its parameters and persistent buffers are saved as `model.*`.
-        optimizers: flat state (torchtitan's `OptimizersContainer`), saved as `optimizer.*`.
-        states: further parts whose state is small and JSON, by name.
-        identity: what must be equal for a checkpoint to fit this run, as nested JSON values;
-            `weights` is the part that must be equal to take the weights alone, `adapters` what
-            adapters there are.
-        keep: how many of the newest checkpoints stay; 0 keeps all.
-        rank_files: state that is neither a tensor by name nor small, if there is any.
-    """
-
-    def __init__(
-        self,
-        folder: Path,
-        model: nn.Module,
-        optimizers: Stateful,
-        states: dict[str, Stateful],
-        identity: dict[str, Any],
-        keep: int,
-        rank_files: RankFiles | None = None,
-    ) -> None:
-        self.rank_files = rank_files
-        self.folder = folder
-        self.model = model
-        self.optimizers = optimizers
-        self.states = states
-        self.identity = identity
-        self.keep = keep
+    folder: Path
+    """Where `step-N` folders are; shared by all ranks."""
+    model: nn.Module
+    """Its parameters and persistent buffers are saved as `model.*`."""
+    optimizers: Stateful
+    """Flat state (torchtitan's `OptimizersContainer`), saved as `optimizer.*`."""
+    states: dict[str, Stateful]
+    """Further parts whose state is small and JSON, by name."""
+    identity: dict[str, Any]
+    """What must be equal for a checkpoint to fit this run, as nested JSON values. `weights` is what
+    must be equal to take the weights alone; `adapters` says what adapters there are."""
+    keep: int
+    """How many of the newest checkpoints stay; 0 keeps all."""
+    rank_files: RankFiles | None = None
+    """State that is neither a tensor by name nor small, if there is any."""
 
     def save(self, step: int) -> Path:
         """Write and commit `step-N`, then remove what `keep` no longer covers. Collective.
@@ -113,8 +101,7 @@ class Checkpointer:
             staging.mkdir(parents=True)
         wait_for_ranks()  # the folder must exist before any rank writes into it
         writer = HuggingFaceStorageWriter(str(staging), save_distributed=True)
-        tensors = {name: _no_scalar(tensor) for name, tensor in self._tensors().items()}
-        dcp.save(tensors, storage_writer=writer)
+        dcp.save(_without_scalars(self._tensors()), storage_writer=writer)
         if is_first_rank():
             state = {
                 "format": FORMAT,
@@ -140,7 +127,7 @@ class Checkpointer:
         return final
 
     def latest(self) -> int | None:
-        """The newest committed step; the same answer on every rank."""
+        """Return the newest committed step, the same on every rank."""
         return from_first_rank(lambda: max(committed_steps(self.folder), default=None))
 
     def load(self, step: int) -> None:
@@ -166,16 +153,14 @@ class Checkpointer:
             part.load_state_dict(state["states"][name])
 
     def load_weights(self, path: Path) -> None:
-        """Take only the model's weights from the checkpoint at `path`. Collective.
+        """Load only the model's weights from the checkpoint at `path`. Collective.
 
         Adapters that it does not have stay as they are.
         """
-        parts = {"weights": self.identity["weights"]}
-        state = open_checkpoint(path, parts)
-        saved, here = (part.get("adapters") for part in (state["identity"], self.identity))
+        state = open_checkpoint(path, {"weights": self.identity["weights"]})
         tensors = self._model_tensors()
-        if saved:
-            _check_identity(path, state, {"adapters": here})
+        if state["identity"].get("adapters"):
+            _check_identity(path, state, {"adapters": self.identity.get("adapters")})
         else:
             tensors = {name: t for name, t in tensors.items() if not is_adapter(name)}
         _read(path, tensors)
@@ -185,14 +170,14 @@ class Checkpointer:
         return {f"model.{name}": tensor for name, tensor in state.items()}
 
     def _tensors(self) -> dict[str, torch.Tensor]:
-        """The run's own tensors by name: reading into them is restoring them."""
+        """Return the run's own tensors by name: reading into them restores the run."""
         optimizer = {f"optimizer.{name}": v for name, v in self.optimizers.state_dict().items()}
         moments = {name: v for name, v in optimizer.items() if isinstance(v, torch.Tensor)}
         return self._model_tensors() | moments
 
 
 def committed_steps(folder: Path) -> list[int]:
-    """Steps of the complete checkpoints in `folder`, ascending; empty if there is no folder."""
+    """Return the steps of the complete checkpoints in `folder`, ascending; [] without a folder."""
     if not folder.is_dir():
         return []
     names = (re.fullmatch(r"step-(\d+)", path.name) for path in folder.iterdir())
@@ -201,30 +186,37 @@ def committed_steps(folder: Path) -> list[int]:
     )
 
 
-def find_checkpoint(path: Path) -> Path:
-    """The checkpoint that `path` means: itself, or the newest of a run or checkpoint folder.
+def find_checkpoint(path: Path, setting: str = "checkpoint.initial_load_path") -> Path:
+    """Return the checkpoint that `path` is, or the newest of a run's or a checkpoints folder.
+
+    Args:
+        path: as a user gave it.
+        setting: in which; "" where it was an argument of a command.
 
     Raises:
         CheckpointError: there is none.
     """
+    if (path / MANIFEST).is_file():
+        return path
     inside = sorted(path.iterdir()) if path.is_dir() else []
     for folder in (path, *inside):
-        if folder == path and (folder / MANIFEST).is_file():
-            return folder
         if steps := committed_steps(folder):
             return folder / f"step-{steps[-1]}"
+    where = f"{setting}: {path}" if setting else path
     raise CheckpointError(
-        f"checkpoint.initial_load_path: {path}: no complete checkpoint there; "
+        f"{where}: no complete checkpoint there; "
         "give a run's folder, its checkpoints folder, or one step-N folder"
     )
 
 
 def open_checkpoint(path: Path, identity: dict[str, Any]) -> dict[str, Any]:
-    """What `state.json` says, of a checkpoint that is whole and fits `identity`. Collective."""
-    manifest, problem = from_first_rank(lambda: _read_manifest(path))
-    if problem:
-        raise CheckpointError(problem)
-    found = _described([path / name for name in sorted(manifest)])
+    """Return what `state.json` says, of a checkpoint that is whole and fits `identity`. Collective.
+
+    Raises:
+        CheckpointError: it is missing, damaged, or differs from `identity`.
+    """
+    manifest = from_first_rank(lambda: _read_manifest(path))
+    found = _hash_files([path / name for name in sorted(manifest)])
     damaged = sorted(name for name in manifest if found[name] != manifest[name])
     if damaged:
         raise CheckpointError(
@@ -251,22 +243,24 @@ def _check_identity(path: Path, state: dict[str, Any], identity: dict[str, Any])
             )
 
 
-def _read_manifest(path: Path) -> tuple[dict[str, dict[str, Any]], str]:
-    """The files that make a checkpoint, and what is wrong with them as far as names tell."""
+def _read_manifest(path: Path) -> dict[str, dict[str, Any]]:
+    """Return size and hash of each file; CheckpointError if names alone tell that one is wrong."""
     if not (path / MANIFEST).is_file():
         steps = ", ".join(map(str, committed_steps(path.parent))) or "none"
-        return {}, f"{path}: no complete checkpoint there; complete steps in {path.parent}: {steps}"
+        there = f"complete steps in {path.parent}: {steps}"
+        raise CheckpointError(f"{path}: no complete checkpoint there; {there}")
     try:
         manifest = json.loads((path / MANIFEST).read_text())
         files, written = manifest["files"], manifest["format"]
     except (ValueError, KeyError, TypeError):
-        return {}, f"{path}: damaged, {MANIFEST} cannot be read; remove the folder to go on without"
+        what = f"damaged, {MANIFEST} cannot be read; remove the folder to go on without"
+        raise CheckpointError(f"{path}: {what}") from None
     if written != FORMAT:
-        return {}, f"{path}: its format is {written}, this version reads {FORMAT}"
+        raise CheckpointError(f"{path}: its format is {written}, this version reads {FORMAT}")
     names = {file.name for file in path.iterdir()} - {MANIFEST}
     if extra := sorted(names - files.keys()):
-        return {}, f"{path}: {', '.join(extra)} does not belong there; move it away"
-    return files, ""
+        raise CheckpointError(f"{path}: {', '.join(extra)} does not belong there; move it away")
+    return files
 
 
 def _read(path: Path, tensors: dict[str, torch.Tensor]) -> None:
@@ -275,7 +269,7 @@ def _read(path: Path, tensors: dict[str, torch.Tensor]) -> None:
     stored = reader.read_metadata().state_dict_metadata
     prefixes = {name.split(".")[0] for name in tensors}
     names = {name for name in stored if name.split(".")[0] in prefixes}
-    wanted = {name: _no_scalar(tensor) for name, tensor in tensors.items()}
+    wanted = _without_scalars(tensors)
     for problem, keys in (("lacks", wanted.keys() - names), ("also has", names - wanted.keys())):
         if keys:
             raise CheckpointError(f"{path}: {problem} {len(keys)} tensors, as {sorted(keys)[0]}")
@@ -286,33 +280,28 @@ def _read(path: Path, tensors: dict[str, torch.Tensor]) -> None:
     dcp.load(wanted, storage_reader=reader)
 
 
-def _no_scalar(tensor: torch.Tensor) -> torch.Tensor:
-    """A view with at least one dimension: safetensors slices need one."""
-    return tensor if tensor.dim() else tensor.reshape(1)
+def _without_scalars(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return views with at least one dimension: safetensors slices need one."""
+    return {name: tensor if tensor.dim() else tensor.reshape(1) for name, tensor in tensors.items()}
 
 
-def _describe(path: Path) -> tuple[str, dict[str, Any]]:
-    if not path.is_file():
-        return path.name, {"bytes": None, "sha256": None}
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return path.name, {"bytes": path.stat().st_size, "sha256": digest}
-
-
-def _described(paths: list[Path]) -> dict[str, dict[str, Any]]:
-    """Sizes and hashes of the files, which the ranks share among them; the same on every rank."""
-    if not dist.is_initialized():
-        return dict(map(_describe, paths))
-    rank, ranks = dist.get_rank(), dist.get_world_size()
-    parts: list[Any] = [None] * ranks
-    dist.all_gather_object(parts, [_describe(path) for path in paths[rank::ranks]])
-    return dict(item for part in parts for item in part)
+def _hash_files(paths: list[Path]) -> dict[str, dict[str, Any]]:
+    """Return sizes and hashes of the files by name. Collective: each rank hashes some of them."""
+    rank, ranks = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    mine: dict[str, dict[str, Any]] = {}
+    for path in paths[rank::ranks]:
+        mine[path.name] = {"bytes": None, "sha256": None}
+        if path.is_file():
+            with path.open("rb") as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+            mine[path.name] = {"bytes": path.stat().st_size, "sha256": digest}
+    return dict(item for part in from_all_ranks(mine) for item in part.items())
 
 
 def commit(staging: Path, final: Path) -> None:
     """Make the files in `staging` the checkpoint `final`: a manifest, then a rename. Collective."""
     # Rank 0's list: others may see a shared file system later.
-    manifest = _described(from_first_rank(lambda: sorted(staging.iterdir())))
+    manifest = _hash_files(from_first_rank(lambda: sorted(staging.iterdir())))
     if not is_first_rank():
         return
     write_json(staging / MANIFEST, {"format": FORMAT, "files": manifest})
@@ -326,7 +315,7 @@ def commit(staging: Path, final: Path) -> None:
 
 
 def describe_difference(saved: Any, here: Any, key: str = "") -> str | None:
-    """The first setting in which two nested JSON values differ, in words."""
+    """Return in words the first setting in which two nested JSON values differ; None if equal."""
     here = json.loads(json.dumps(here))
     if isinstance(saved, dict) and isinstance(here, dict):
         for name in sorted(saved.keys() | here.keys()):

@@ -21,13 +21,13 @@ from collections.abc import Iterable
 import numpy as np
 import numpy.typing as npt
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import get_model_state_dict
 from torch.distributed.tensor import DTensor, Replicate, Shard
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
 from titan_smf.model.names import is_adapter
+from titan_smf.runtime import from_all_ranks, is_first_rank
 
 MODULUS = 1 << 128
 BLOCK_BYTES = 16 << 20
@@ -49,6 +49,7 @@ def tensor_id(name: str, dtype: torch.dtype, shape: Iterable[int]) -> bytes:
 
 
 def digest_to_int(digest: bytes) -> int:
+    """Return a digest as the number that is added to a fingerprint."""
     return int.from_bytes(digest, "little")
 
 
@@ -67,6 +68,7 @@ def format_fingerprint(total: int) -> str:
 
 
 def rows_per_block(row_bytes: int) -> int:
+    """Return how many rows are hashed at a time."""
     return max(1, BLOCK_BYTES // max(1, row_bytes))
 
 
@@ -100,24 +102,19 @@ def model_fingerprint(model: nn.Module) -> str:
             block = rows_as_bytes(rows[start : start + rows_per_block(row_bytes)])
             numbers = range(first + start, first + start + len(block))
             total += sum_row_hashes(identity, numbers, block)
-    totals: list[int] = [total]
-    if dist.is_initialized():
-        totals *= dist.get_world_size()
-        dist.all_gather_object(totals, total)
-    return format_fingerprint(sum(totals))
+    return format_fingerprint(sum(from_all_ranks(total)))
 
 
 def _rows_here(tensor: Tensor) -> tuple[Tensor, int, bool]:
-    """This rank's rows, the number of the first, and whether this rank counts them."""
-    rank = dist.get_rank() if dist.is_initialized() else 0
+    """Return this rank's rows, the number of the first, and whether this rank counts them."""
     if not isinstance(tensor, DTensor):
-        return tensor, 0, rank == 0
+        return tensor, 0, is_first_rank()
     mesh, placements = tensor.device_mesh, tensor.placements
     # Exactly Shard: a subclass of it leaves gaps between the rows of a rank.
     by_rows = [type(p) is Shard and p.dim == 0 for p in placements]
     others = [isinstance(p, Replicate) for p in placements]
     if sum(by_rows) > 1 or not all(a or b for a, b in zip(by_rows, others, strict=True)):
-        return tensor.full_tensor(), 0, rank == 0
+        return tensor.full_tensor(), 0, is_first_rank()
     _, offset = compute_local_shape_and_global_offset(tensor.shape, mesh, placements)
     coordinate = mesh.get_coordinate()
     first_replica = coordinate is not None and all(

@@ -10,6 +10,7 @@ from titan_smf.checkpoint.fingerprint import model_fingerprint
 from titan_smf.checkpoint.patch import LineageStep, Patch, check_base, check_old_rows, make_patch
 from titan_smf.errors import PatchError
 from titan_smf.model.value_table import ValueTable
+from titan_smf.runtime import from_all_ranks
 
 
 @torch.no_grad()
@@ -21,7 +22,7 @@ def apply_to_model(model: nn.Module, patch: Patch) -> None:
     Raises:
         PatchError: it is not; on every rank.
     """
-    tables = value_tables(model)
+    tables = _value_tables(model)
     here = [(table.num_slots, table.v_dim, table.values.dtype) for table in tables]
     about = patch.metadata
     there = [(about.slots, about.v_dim, about.torch_dtype)] * about.tables
@@ -42,7 +43,7 @@ def apply_to_model(model: nn.Module, patch: Patch) -> None:
             check_old_rows(values[rows.to(values.device)], old, slots, f"value table {index}")
         except PatchError as error:
             problem = problem or str(error)
-    if problem := next(filter(None, _of_all_ranks(problem)), ""):
+    if problem := next(filter(None, from_all_ranks(problem)), ""):
         raise PatchError(problem)
     for values, rows, new in rows_here:
         values[rows] = new
@@ -65,7 +66,7 @@ def patch_of_model(
         base: fingerprint of the base.
         lineage: the runs that led from the base to here, oldest first.
     """
-    tables = value_tables(model)
+    tables = _value_tables(model)
     num_slots = tables[0].num_slots
     parts = []
     for index, (table, (rows, old)) in enumerate(zip(tables, changed, strict=True)):
@@ -81,14 +82,10 @@ def patch_of_model(
 
 
 def _on_first_rank(rows: Tensor, group: dist.ProcessGroup | None) -> Tensor:
-    """The rows of all ranks of a group, in the order of the ranks, on the CPU of its first one.
-
-    None of them elsewhere.
-    """
+    """Return all rows of a group, in rank order, on its first rank's CPU; none elsewhere."""
     if group is None:
         return rows.cpu()
-    counts = [0] * dist.get_world_size(group)
-    dist.all_gather_object(counts, len(rows), group=group)
+    counts = from_all_ranks(len(rows), group)
     if dist.get_rank(group) != 0:
         if len(rows):
             dist.send(rows.contiguous(), group=group, group_dst=0)
@@ -104,15 +101,6 @@ def _on_first_rank(rows: Tensor, group: dist.ProcessGroup | None) -> Tensor:
     return whole
 
 
-def value_tables(model: nn.Module) -> list[ValueTable]:
-    """The model's value tables, in the order of their numbers."""
+def _value_tables(model: nn.Module) -> list[ValueTable]:
+    """Return the model's value tables, in the order of their numbers."""
     return [module for module in model.modules() if isinstance(module, ValueTable)]
-
-
-def _of_all_ranks(text: str) -> list[str]:
-    """What each rank says."""
-    texts = [text]
-    if dist.is_initialized():
-        texts *= dist.get_world_size()
-        dist.all_gather_object(texts, text)
-    return texts

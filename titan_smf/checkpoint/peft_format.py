@@ -6,9 +6,9 @@ Names are those of Hugging Face's Llama, base_model.model.model. + :
                                layers.3.self_attn.q_proj.lora_B.weight   (out, rank)
     layers.3.feed_forward.w1   layers.3.mlp.gate_proj. ...
 
-Its rotary embedding turns the rows i and i + E/2 of a head of size E together, torchtitan's the
-rows 2i and 2i + 1. So the rows of a B of queries or keys change places here, as the rows of these
-weights do where a Llama is converted. A dense model with its adapters and a converted base with the
+Hugging Face's rotary embedding pairs the rows i and i + E/2 of a head of size E, torchtitan's the
+rows 2i and 2i + 1. So the rows of B of query and key maps are permuted here, as the rows of these
+weights are when a Llama is converted. A dense model with its adapters and a converted base with the
 file give the same logits; for a memory model PEFT has no base.
 
 `adapter_base.json`, which PEFT does not read, has the fingerprint of the weights of their base.
@@ -59,7 +59,7 @@ class StoredAdapters:
     """By the map's name, as `layers.3.attention.wq`: A (rank, in) and B (out, rank)."""
 
     base: str
-    """Fingerprint of the weights that they were learned beside; empty if they do not say."""
+    """Fingerprint of the weights that they were trained on; empty if that is not known."""
 
 
 def save_adapters(model: LoraLlama, lora: Lora, base: str | None, folder: Path) -> None:
@@ -73,7 +73,7 @@ def save_adapters(model: LoraLlama, lora: Lora, base: str | None, folder: Path) 
     for adapter in adapters(model):
         A, B = _whole(adapter.lora_A), _whole(adapter.lora_B)
         if dist.get_rank() == 0:
-            block, name = _split(adapter.name)
+            block, name = _split_name(adapter.name)
             heads = _heads(name, model.model_args.n_heads, model.model_args.n_kv_heads)
             key = f"{_PREFIX}{block}.{_NAMES[name]}"
             tensors[f"{key}.lora_A.weight"] = A.cpu().contiguous()
@@ -100,7 +100,7 @@ def save_adapters(model: LoraLlama, lora: Lora, base: str | None, folder: Path) 
 
 
 def load_adapters(folder: Path, n_heads: int, n_kv_heads: int | None) -> StoredAdapters:
-    """The adapters in `folder`, for a Llama with so many heads.
+    """Read the adapters in `folder`, for a Llama with these numbers of heads.
 
     Raises:
         CheckpointError: there are none, or they are of another kind than those saved here.
@@ -126,7 +126,7 @@ def load_adapters(folder: Path, n_heads: int, n_kv_heads: int | None) -> StoredA
     pairs = {}
     for key in sorted(name for name in tensors if name.endswith(".lora_A.weight")):
         name = key.removesuffix(".lora_A.weight")
-        block, theirs = _split(name.removeprefix(_PREFIX))
+        block, theirs = _split_name(name.removeprefix(_PREFIX))
         B = tensors.pop(f"{name}.lora_B.weight", None)
         heads = _heads(ours.get(theirs, ""), n_heads, n_kv_heads)
         if theirs not in ours or B is None or (heads and B.shape[0] % (2 * heads)):
@@ -137,27 +137,27 @@ def load_adapters(folder: Path, n_heads: int, n_kv_heads: int | None) -> StoredA
     return StoredAdapters(alpha / rank, pairs, base)
 
 
-def _split(name: str) -> tuple[str, str]:
-    """`layers.3` and `attention.wq`."""
+def _split_name(name: str) -> tuple[str, str]:
+    """Split `layers.3.attention.wq` into `layers.3` and `attention.wq`."""
     layers, _, rest = name.partition(".")
     number, _, rest = rest.partition(".")
     return f"{layers}.{number}", rest
 
 
 def _heads(name: str, n_heads: int, n_kv_heads: int | None) -> int:
-    """The heads whose rows a rotary embedding turns in the output of a map; 0 for none."""
+    """Return the number of heads in a map's output that a rotary embedding turns; 0 for none."""
     if name == "attention.wq":
         return n_heads
     return (n_kv_heads or n_heads) if name == "attention.wk" else 0
 
 
 def _to_halves(B: Tensor, heads: int) -> Tensor:
-    """Rows (0, 1, 2, 3) of each head become (0, 2, 1, 3): the even ones, then the odd ones."""
+    """Put the even rows of each head first, then the odd ones: 0, 1, 2, 3 become 0, 2, 1, 3."""
     return B.unflatten(0, (heads, -1, 2)).transpose(1, 2).flatten(0, 2) if heads else B
 
 
 def _to_pairs(B: Tensor, heads: int) -> Tensor:
-    """Take back what `_to_halves` does."""
+    """Undo `_to_halves`."""
     return B.unflatten(0, (heads, 2, -1)).transpose(1, 2).flatten(0, 2) if heads else B
 
 

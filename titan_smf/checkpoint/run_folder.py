@@ -25,27 +25,26 @@ def make_run_folder(folder: Path) -> None:
 def lock_run_folder(folder: Path) -> FileLock:
     """Keep other runs out of the folder until the lock is released or this process ends.
 
-    Collective: rank 0 holds the lock, every rank learns whether it could.
+    Collective: rank 0 holds the lock.
 
     Raises:
         UserError: another run holds it.
     """
     lock = FileLock(folder / ".lock")
 
-    def held() -> bool:
+    def acquire() -> None:
         try:
             lock.acquire(timeout=0)
         except Timeout:
-            return False
-        return True
+            message = "another run is writing there; give another job.dump_folder"
+            raise UserError(f"{folder}: {message}") from None
 
-    if not from_first_rank(held):
-        raise UserError(f"{folder}: another run is writing there; give another job.dump_folder")
+    from_first_rank(acquire)
     return lock
 
 
 def check_not_overwritten(folder: Path, checkpoints: Path, resumes: bool) -> None:
-    """A run that has saved goes on from there: it never starts from random weights instead.
+    """Check that a run which has saved goes on from there, not from random weights. Collective.
 
     Args:
         folder: the run's.
@@ -55,17 +54,18 @@ def check_not_overwritten(folder: Path, checkpoints: Path, resumes: bool) -> Non
     Raises:
         CheckpointError: there are checkpoints which this start ignores, or they have gone.
     """
-    steps = from_first_rank(lambda: committed_steps(checkpoints))
+    from_first_rank(lambda: _check_not_overwritten(folder, checkpoints, resumes))
+
+
+def _check_not_overwritten(folder: Path, checkpoints: Path, resumes: bool) -> None:
+    steps, last = committed_steps(checkpoints), folder / LAST
     if steps and not resumes:
         raise CheckpointError(
             f"{folder} holds a run with checkpoints up to step {steps[-1]}, which a start without "
             "checkpoint.enable would overwrite; enable it to go on, or give a new job.dump_folder"
         )
-    last = from_first_rank(
-        lambda: (folder / LAST).read_text().strip() if (folder / LAST).is_file() else ""
-    )
-    if last and not steps:
+    if not steps and last.is_file() and (saved := last.read_text().strip()):
         raise CheckpointError(
-            f"{folder}: this run saved {last}, but {checkpoints} holds no complete checkpoint; "
+            f"{folder}: this run saved {saved}, but {checkpoints} holds no complete checkpoint; "
             "restore it, or give a new job.dump_folder to start anew"
         )

@@ -12,7 +12,7 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -20,8 +20,9 @@ from typing import Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
 
-from titan_smf.checkpoint.checkpointer import STATE, commit, open_checkpoint
+from titan_smf.checkpoint.checkpointer import STATE, commit, find_checkpoint, open_checkpoint
 from titan_smf.checkpoint.fingerprint import (
     RowBytes,
     digest_to_int,
@@ -33,16 +34,6 @@ from titan_smf.checkpoint.fingerprint import (
 from titan_smf.errors import CheckpointError
 from titan_smf.storage import write_json
 
-DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
-}
 METADATA = "__metadata__"
 PLACES = "DCP_SHARDING_INFO"
 """Entry of the header's metadata that says where its tensors stand in the whole ones."""
@@ -52,11 +43,13 @@ COPY_BYTES = 16 << 20
 SECONDS_BETWEEN_REPORTS = 5.0
 
 RowNumbers = npt.NDArray[np.int64]
+Rows = tuple[RowNumbers, RowBytes]
+"""Numbers of rows in a tensor, and their bytes."""
 Report = Callable[[str], None]
 
 
 class Progress:
-    """Report how much of some bytes is done, every few seconds."""
+    """Reports how much of some bytes is done, every few seconds."""
 
     def __init__(self, what: str, total: int, report: Report) -> None:
         self.what = what
@@ -87,14 +80,17 @@ class Piece:
     row_bytes: int
 
     def read(self, numbers: RowNumbers) -> RowBytes:
-        """Return its rows with these numbers in the whole tensor; a run of them is one read."""
-        rows = np.empty((len(numbers), self.row_bytes), np.uint8)
-        runs = np.split(np.arange(len(numbers)), np.flatnonzero(np.diff(numbers) != 1) + 1)
-        with self.file.open("rb") as file:
-            for run in runs:
-                file.seek(self.begin + int(numbers[run[0]] - self.first_row) * self.row_bytes)
-                file.readinto(rows[run[0] : run[-1] + 1].data)
-        return rows
+        """Return its rows with these numbers in the whole tensor, reading no others."""
+        shape = (self.num_rows, self.row_bytes)
+        stored = np.memmap(self.file, np.uint8, "r", self.begin, shape)
+        return stored[numbers - self.first_row]
+
+    def overwrite(self, copy: BinaryIO, begin: int, numbers: RowNumbers, rows: RowBytes) -> None:
+        """Write those of the rows that belong to it into a copy that has it from byte `begin`."""
+        here = numbers - self.first_row
+        for index in np.flatnonzero((here >= 0) & (here < self.num_rows)):
+            copy.seek(begin + int(here[index]) * self.row_bytes)
+            copy.write(rows[index])
 
 
 @dataclass(frozen=True)
@@ -107,13 +103,8 @@ class StoredTensor:
     pieces: list[Piece]
 
     @property
-    def identity(self) -> bytes:
-        """What its rows are hashed with."""
-        return tensor_id(self.name, self.dtype, self.shape)
-
-    @property
     def row_bytes(self) -> int:
-        """Of a whole row."""
+        """The size of a whole row."""
         return self.dtype.itemsize * math.prod(self.shape[1:])
 
     def rows(self, numbers: RowNumbers) -> RowBytes:
@@ -126,8 +117,8 @@ class StoredTensor:
                 rows[here, columns] = piece.read(numbers[here])
         return rows
 
-    def blocks(self) -> Iterator[tuple[RowNumbers, RowBytes]]:
-        """Yield all rows in blocks, with their numbers."""
+    def blocks(self) -> Iterator[Rows]:
+        """Yield all rows in blocks."""
         num_rows, step = self.shape[0], rows_per_block(self.row_bytes)
         for start in range(0, num_rows, step):
             numbers = np.arange(start, min(num_rows, start + step))
@@ -138,36 +129,42 @@ class StoredWeights:
     """The weights of a checkpoint that is whole.
 
     Args:
-        path: a `step-N` folder.
+        path: a `step-N` folder, or a run's or its checkpoints folder for the newest checkpoint.
 
     Raises:
         CheckpointError: it is missing or damaged.
     """
 
     def __init__(self, path: Path) -> None:
-        self.path = path
-        self.state = open_checkpoint(path, {})
-        self.shards = sorted(path.glob("*.safetensors"))
-        found: dict[str, list[tuple[Path, int, dict[str, Any], list[int]]]] = {}
+        self.path = find_checkpoint(path, setting="")
+        self.state = open_checkpoint(self.path, {})
+        self.shards = sorted(self.path.glob("*.safetensors"))
+        stored = HuggingFaceStorageReader(str(self.path)).read_metadata().state_dict_metadata
+        self.tensors: dict[str, StoredTensor] = {}
+        for name, whole in sorted(stored.items()):
+            if name.startswith(WEIGHTS):
+                dtype, shape = whole.properties.dtype, tuple(whole.size)  # type: ignore[union-attr]
+                self.tensors[name] = StoredTensor(name, dtype, shape, [])
         for shard in self.shards:
             header, data = _read_header(shard)
             places = json.loads(header[METADATA][PLACES])
-            for name, entry in _weights(header).items():
-                begin = data + entry["data_offsets"][0]
+            for name, entry in _weights(header):
                 place = places[name]["saved_offsets"]
-                found.setdefault(name, []).append((shard, begin, entry, place))
-        self.tensors = {name: _tensor(name, parts) for name, parts in sorted(found.items())}
+                begin = data + entry["data_offsets"][0]
+                piece = _piece(self.tensors[name], shard, begin, entry["shape"], place)
+                if piece.num_rows and piece.row_bytes:
+                    self.tensors[name].pieces.append(piece)
 
     @property
     def num_bytes(self) -> int:
-        """Of all weights."""
+        """The size of all weights."""
         return sum(tensor.shape[0] * tensor.row_bytes for tensor in self.tensors.values())
 
     def fingerprint(self, report: Report) -> str:
         """Return the fingerprint of the weights; reads all of them."""
         total, progress = 0, Progress(f"{self.path}: fingerprint", self.num_bytes, report)
         for tensor in self.tensors.values():
-            identity = tensor.identity
+            identity = tensor_id(tensor.name, tensor.dtype, tensor.shape)
             for numbers, rows in tensor.blocks():
                 if numbers[0] == 0:
                     total += digest_to_int(identity)
@@ -178,7 +175,7 @@ class StoredWeights:
     def write(
         self,
         output: Path,
-        changes: Mapping[str, tuple[RowNumbers, RowBytes]],
+        changes: Callable[[str], Rows | None],
         about: dict[str, Any],
         report: Report,
     ) -> None:
@@ -188,18 +185,20 @@ class StoredWeights:
 
         Args:
             output: a new folder.
-            changes: by tensor the numbers of rows and their new bytes. These tensors are split by
-                rows alone.
-            about: what its `state.json` says beside what is said here.
+            changes: gives the new rows of a tensor by name; None if it stays. Tensors with new rows
+                are split by rows alone.
+            about: further entries of its `state.json`.
 
         Raises:
             CheckpointError: it cannot be written.
         """
         staging = output.parent / f".staging-{output.name}"
+        progress = Progress(f"{output}: writing", self.num_bytes, report)
         try:
             shutil.rmtree(staging, ignore_errors=True)
             staging.mkdir(parents=True)
-            self._copy(staging, changes, report)
+            for shard in self.shards:
+                self._copy(shard, staging / shard.name, changes, progress)
             write_json(staging / STATE, self.state | {"states": {}} | about)
             commit(staging, output)
         except OSError as error:
@@ -208,59 +207,52 @@ class StoredWeights:
             shutil.rmtree(staging, ignore_errors=True)
 
     def _copy(
-        self, folder: Path, changes: Mapping[str, tuple[RowNumbers, RowBytes]], report: Report
+        self, shard: Path, path: Path, changes: Callable[[str], Rows | None], progress: Progress
     ) -> None:
-        """Write the shards into a folder that exists."""
-        progress = Progress(f"{folder}: writing", self.num_bytes, report)
-        for shard in self.shards:
-            header, data = _read_header(shard)
-            text, begins = _header_of_weights(header)
-            with shard.open("rb") as source, (folder / shard.name).open("wb") as target:
-                target.write(text)
-                for name in begins:
-                    begin, stop = header[name]["data_offsets"]
-                    source.seek(data + begin)
-                    for start in range(begin, stop, COPY_BYTES):
-                        progress.add(target.write(source.read(min(COPY_BYTES, stop - start))))
-                for name, (numbers, rows) in changes.items():
-                    for piece in self.tensors[name].pieces:
-                        if piece.file == shard:
-                            _overwrite_rows(target, begins[name], piece, numbers, rows)
-                target.flush()
-                os.fsync(target.fileno())
+        """Write a copy of a shard's weights, with changed rows, that is on the disk at the end."""
+        header, data = _read_header(shard)
+        text, begins = _header_of_weights(header)
+        with shard.open("rb") as source, path.open("wb") as target:
+            target.write(text)
+            for name in begins:
+                begin, stop = header[name]["data_offsets"]
+                source.seek(data + begin)
+                for start in range(begin, stop, COPY_BYTES):
+                    progress.add(target.write(source.read(min(COPY_BYTES, stop - start))))
+            for name, begin in begins.items():
+                for piece in self.tensors[name].pieces:
+                    if piece.file == shard and (changed := changes(name)):
+                        piece.overwrite(target, begin, *changed)
+            target.flush()
+            os.fsync(target.fileno())
 
 
-def _tensor(name: str, parts: list[tuple[Path, int, dict[str, Any], list[int]]]) -> StoredTensor:
-    """A tensor from its parts: file, first byte there, header entry, place in the whole."""
-    ends = [map(sum, zip(place, part["shape"], strict=True)) for _, _, part, place in parts]
-    shape = tuple(map(max, zip(*ends, strict=True)))
-    dtype = DTYPES[parts[0][2]["dtype"]]
-    pieces = []
-    for file, begin, entry, place in parts:
-        num_rows, *inner = entry["shape"]
-        if num_rows and math.prod(inner):
-            column = dtype.itemsize * place[1] * math.prod(shape[2:]) if inner else 0
-            row_bytes = dtype.itemsize * math.prod(inner)
-            pieces.append(Piece(file, begin, place[0], num_rows, column, row_bytes))
-    return StoredTensor(name, dtype, shape, pieces)
+def _piece(
+    whole: StoredTensor, shard: Path, begin: int, shape: list[int], place: list[int]
+) -> Piece:
+    """Return the piece of a tensor with a shape and place (offsets) in the whole."""
+    size = whole.dtype.itemsize
+    column = size * place[1] * math.prod(whole.shape[2:]) if shape[1:] else 0
+    return Piece(shard, begin, place[0], shape[0], column, size * math.prod(shape[1:]))
 
 
 def _read_header(shard: Path) -> tuple[dict[str, Any], int]:
-    """A shard's header, and where its tensors' bytes begin."""
+    """Return a shard's header, and where its tensors' bytes begin."""
     with shard.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         return json.loads(file.read(length)), 8 + length
 
 
-def _weights(header: dict[str, Any]) -> dict[str, Any]:
-    return {name: entry for name, entry in header.items() if name.startswith(WEIGHTS)}
+def _weights(header: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    """Return the entries of weights, in the order of their bytes."""
+    weights = [(name, entry) for name, entry in header.items() if name.startswith(WEIGHTS)]
+    return sorted(weights, key=lambda item: item[1]["data_offsets"])
 
 
 def _header_of_weights(header: dict[str, Any]) -> tuple[bytes, dict[str, int]]:
-    """What a file of a shard's weights alone begins with, and where each of them begins in it."""
-    weights = sorted(_weights(header).items(), key=lambda item: item[1]["data_offsets"])
+    """Return how a file of a shard's weights alone begins, and where each of them begins in it."""
     written, begins, end = {METADATA: header[METADATA]}, {}, 0
-    for name, entry in weights:
+    for name, entry in _weights(header):
         begin, stop = entry["data_offsets"]
         begins[name] = end
         end += stop - begin
@@ -269,13 +261,3 @@ def _header_of_weights(header: dict[str, Any]) -> tuple[bytes, dict[str, int]]:
     text += b" " * (-len(text) % 8)  # tensors begin at a multiple of 8 bytes
     text = len(text).to_bytes(8, "little") + text
     return text, {name: len(text) + begin for name, begin in begins.items()}
-
-
-def _overwrite_rows(
-    file: BinaryIO, begin: int, piece: Piece, numbers: RowNumbers, rows: RowBytes
-) -> None:
-    """Write those of the rows that belong to a piece, whose copy in the file has this begin."""
-    here = numbers - piece.first_row
-    for index in np.flatnonzero((here >= 0) & (here < piece.num_rows)):
-        file.seek(begin + int(here[index]) * piece.row_bytes)
-        file.write(rows[index])

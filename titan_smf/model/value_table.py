@@ -30,7 +30,7 @@ from titan_smf.ops.routing import (
     return_weight_gradient,
     route_entries,
     rows_per_rank,
-    spread_gradient,
+    send_output_gradient,
 )
 from titan_smf.ops.row_gradient import dense_row_gradient, selected_row_gradient
 
@@ -260,13 +260,12 @@ class _RoutedLookup(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         route = route_entries(exchange, slots, weights, counted, num_slots)
         partials = weighted_bags(values, route.rows, route.offsets, route.weights)
-        output = add_partials(
-            exchange, route.splits, route.token, partials.to(weights.dtype), slots.shape[0]
-        )
+        partials = partials.to(weights.dtype)
+        output = add_partials(route.splits, route.token, partials, slots.shape[0])
         ctx.save_for_backward(
             values, route.rows, route.offsets, route.weights, route.order, route.token, selected
         )
-        ctx.exchange, ctx.splits, ctx.shape = exchange, route.splits, weights.shape
+        ctx.splits, ctx.shape = route.splits, weights.shape
         ctx.mark_non_differentiable(route.accesses)
         return output, route.accesses
 
@@ -274,16 +273,13 @@ class _RoutedLookup(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor, _: None) -> tuple[Tensor | None, ...]:
         values, rows, offsets, weights, order, token, selected = ctx.saved_tensors
-        exchange: RankExchange = ctx.exchange
         splits: Splits = ctx.splits
-        gradient = spread_gradient(exchange, splits, token, gradient).to(values.dtype)
+        gradient = send_output_gradient(splits, token, gradient).to(values.dtype)
         of_values, of_weights, of_selected = _gradients(
             ctx, values, rows, offsets, weights, gradient, selected
         )
         if of_weights is not None:
-            of_weights = return_weight_gradient(
-                exchange, splits, order, of_weights.to(weights.dtype)
-            )
+            of_weights = return_weight_gradient(splits, order, of_weights.to(weights.dtype))
             of_weights = of_weights.view(ctx.shape)
         return of_values, of_weights, of_selected, None, None, None, None, None
 

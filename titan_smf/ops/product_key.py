@@ -81,7 +81,7 @@ def best_pairs(half_scores: Tensor) -> Tensor:
 
 
 def _candidate_ranks(k: int, device: torch.device) -> Tensor:
-    """The P pairs of ranks with `(a + 1) * (b + 1) <= k`, (2, P), built on the device: k = 3 gives
+    """Return the P pairs of ranks with `(a + 1) * (b + 1) <= k`, (2, P), built on the device: k = 3 gives
     [[0, 0, 0, 1, 2], [0, 1, 2, 0, 0]]."""
     rank = torch.arange(k, device=device)
     partners = k // (rank + 1)
@@ -92,7 +92,7 @@ def _candidate_ranks(k: int, device: torch.device) -> Tensor:
 
 
 def _largest(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """`scores.topk(k)` over the last dimension, in descending order.
+    """Return `scores.topk(k)` over the last dimension, in descending order.
 
     On a CPU, topk costs 8 ns an element and thread, a maximum over groups almost nothing. The k
     largest lie in the k groups with the largest maxima, so search the maxima, then those groups:

@@ -1,4 +1,4 @@
-"""Which rank holds a slot, and the way of lookups there and back.
+"""Routing of lookups to the ranks that hold the slots, and of the results back.
 
     T tokens, K slots per token, V value dim, W ranks; seen from one rank:
     M = T * K entries (token, slot, weight) of its own, P partial sums that come back to it
@@ -9,7 +9,7 @@
         (T, K)        <-------------------------------------------------  (bags of rows)
                        one partial sum (V) per (token, owner)
 
-The gradient takes the same way: gradients of outputs go to the owners, gradients of weights return.
+The gradient takes the same way: gradients of outputs go to the owners, those of weights return.
 Sizes are exchanged first; reading them is the only time the host waits for the device.
 """
 
@@ -28,7 +28,7 @@ SIZES_BYTES = 4 * 8
 
 
 class RankExchange:
-    """Exchange tensors among the ranks of one group and counts the bytes that arrive."""
+    """Exchanges tensors among the ranks of one group and counts the bytes that arrive."""
 
     def __init__(self, group: dist.ProcessGroup) -> None:
         self.group = group
@@ -57,8 +57,9 @@ class RankExchange:
 
 @dataclass(frozen=True)
 class Splits:
-    """How many entries and partial sums go to, or come from, each rank."""
+    """How many entries and partial sums go to, or come from, each rank of an exchange."""
 
+    exchange: RankExchange
     entries_sent: list[int]
     entries_received: list[int]
     partials_sent: list[int]
@@ -67,7 +68,7 @@ class Splits:
 
 @dataclass(frozen=True)
 class Route:
-    """What a lookup's way there leaves behind on a rank, as the sender and as an owner."""
+    """What a rank keeps of a routed lookup, as the sender of entries and as an owner of rows."""
 
     order: Tensor
     """(T*K,) its own entries sorted by owner."""
@@ -122,7 +123,7 @@ def route_entries(
     each = [1] * W
     sizes_received = exchange.all_to_all(sizes, each, each)
     sent, received = torch.stack([sizes, sizes_received]).transpose(1, 2).tolist()
-    splits = Splits(sent[0], received[0], received[2], sent[2])
+    splits = Splits(exchange, sent[0], received[0], received[2], sent[2])
 
     # 3. Send rows, weights, and how many entries each token has at the owner: its bag sizes.
     rows = exchange.all_to_all(row_TK.flatten()[order], sent[0], received[0])
@@ -144,11 +145,10 @@ def route_entries(
     return Route(order, partials % max(T, 1), rows, weights, offsets, accesses, splits)
 
 
-def add_partials(
-    exchange: RankExchange, splits: Splits, token: Tensor, partials: Tensor, T: int
-) -> Tensor:
-    """Send the owners' partial sums home and returns their sums in rank order, (T, V)."""
-    partials = exchange.all_to_all(partials, splits.partials_sent, splits.partials_received)
+def add_partials(splits: Splits, token: Tensor, partials: Tensor, T: int) -> Tensor:
+    """Send the owners' partial sums home and return their sums in rank order, (T, V)."""
+    sent, received = splits.partials_sent, splits.partials_received
+    partials = splits.exchange.all_to_all(partials, sent, received)
     if partials.shape[0] == 0:
         return partials.new_zeros(T, partials.shape[1])
     order = token.sort(stable=True).indices  # by token, then by rank of the owner
@@ -156,18 +156,16 @@ def add_partials(
     return F.embedding_bag(order, partials, counts.cumsum(0) - counts, mode="sum")
 
 
-def spread_gradient(
-    exchange: RankExchange, splits: Splits, token: Tensor, gradient: Tensor
-) -> Tensor:
+def send_output_gradient(splits: Splits, token: Tensor, gradient: Tensor) -> Tensor:
     """Send each output gradient (T, V) to the owners of its partial sums: one row per bag."""
-    return exchange.all_to_all(gradient[token], splits.partials_received, splits.partials_sent)
+    sent, received = splits.partials_received, splits.partials_sent
+    return splits.exchange.all_to_all(gradient[token], sent, received)
 
 
-def return_weight_gradient(
-    exchange: RankExchange, splits: Splits, order: Tensor, gradient: Tensor
-) -> Tensor:
+def return_weight_gradient(splits: Splits, order: Tensor, gradient: Tensor) -> Tensor:
     """Send the owners' gradients of the weights home, (T*K,) in the order of the entries."""
-    gradient = exchange.all_to_all(gradient, splits.entries_received, splits.entries_sent)
+    sent, received = splits.entries_received, splits.entries_sent
+    gradient = splits.exchange.all_to_all(gradient, sent, received)
     return torch.empty_like(gradient).index_copy_(0, order, gradient)
 
 

@@ -81,5 +81,5 @@ def selected_entries(selected: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _sort(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """The rows in ascending order and the entries they belong to; int32 sorts twice as fast."""
+    """Return the rows in ascending order and their entries; int32 sorts twice as fast."""
     return rows.to(torch.int32).sort(stable=True)

@@ -20,7 +20,7 @@ from titan_smf.sparse.accesses import OwnedSlots, TouchedSlots
 
 @dataclass(frozen=True)
 class Background:
-    """The finished counts of the slots of one rank, as they come from a file.
+    """The counts of a file, for the slots of one rank.
 
     The arrays are (tables * R,), as `OwnedSlots` says.
     """
@@ -31,7 +31,7 @@ class Background:
     counts: Tensor
     """int64: how often the documents accessed the slot."""
     documents: int
-    """|B|."""
+    """The number of documents, |B|."""
     accesses: int
     """The sum of `counts` over the slots of all ranks."""
 
@@ -69,15 +69,12 @@ class DocumentFrequency:
         All ranks of the shard group call it together; the others get None and hold no more than
         one table's rows of theirs a second time.
         """
-        whole_df = _gather_tables(self.df, self.owned, shard_group)
-        whole_counts = _gather_tables(self.counts, self.owned, shard_group)
-        if whole_df is None or whole_counts is None:
-            return None
-        return whole_df, whole_counts
+        df, counts = (_gather_tables(x, self.owned, shard_group) for x in (self.df, self.counts))
+        return None if df is None or counts is None else (df, counts)
 
 
 def addressing_fingerprint(keys_and_queries: Mapping[str, Tensor]) -> str:
-    """Return a SHA-256 of what decides which slots a token reads: names, shapes, types and bytes.
+    """Return a SHA-256 of the tensors that decide which slots a token reads.
 
     Equal after sparse finetuning, which changes values alone; different for any other model.
 
@@ -95,7 +92,7 @@ def addressing_fingerprint(keys_and_queries: Mapping[str, Tensor]) -> str:
 def _gather_tables(
     local: Tensor, owned: OwnedSlots, group: dist.ProcessGroup | None
 ) -> Tensor | None:
-    """An array over the slots of each rank, made one over all slots on the group's first rank."""
+    """Return an array over all slots on the group's first rank, from one over each rank's slots."""
     if group is None:
         return local.cpu()
     world_size = dist.get_world_size(group)

@@ -35,6 +35,16 @@ PARTIAL_SUFFIX = ".partial"
 """Of the file beside the final one, from which a count that was stopped goes on."""
 LONGEST_HEADER = 100_000_000
 """In bytes; safetensors' own limit."""
+MODEL_FIELDS = {
+    "slots": "slots in a table",
+    "tables": "value tables",
+    "memory_layers": "memory layers",
+    "tokenizer_fingerprint": "tokenizer",
+    "addressing_fingerprint": "addressing fingerprint (the model's keys and queries)",
+}
+"""Of `IdfModel`, in words."""
+COUNT_FIELDS = ("data", "batch_size", "seq_len")
+"""Of `IdfMetadata`: what makes the documents."""
 TENSORS: dict[str, tuple[str, np.dtype[Any]]] = {
     "df": ("I32", np.dtype("<i4")),
     "counts": ("I64", np.dtype("<i8")),
@@ -91,9 +101,8 @@ def save_idf(path: str, df: Tensor, counts: Tensor, metadata: IdfMetadata) -> Id
         df, counts: (tables * N,), of all slots.
     """
     assert len(df) == len(counts) == metadata.model.slots * metadata.model.tables
-    metadata = dataclasses.replace(
-        metadata, accesses=int(counts.sum()), slots_used=int((df > 0).sum())
-    )
+    used = int((df > 0).sum())
+    metadata = dataclasses.replace(metadata, accesses=int(counts.sum()), slots_used=used)
     text = json.dumps({"format": FORMAT, **dataclasses.asdict(metadata)})
     tensors = {"df": df.to(torch.int32), "counts": counts.to(torch.int64)}
     content = safetensors.torch.save(tensors, {METADATA: text})
@@ -107,7 +116,7 @@ def read_metadata(path: str) -> IdfMetadata:
     Raises:
         IdfError: it is missing, torn, or no such file.
     """
-    with _opened(path) as (_, metadata, _):
+    with _open_idf(path) as (_, metadata, _):
         return metadata
 
 
@@ -117,23 +126,17 @@ def load_idf(path: str, owned: OwnedSlots, device: torch.device | str = "cpu") -
     Raises:
         IdfError: it is missing, torn, or no such file; or of another number of slots.
     """
-    with _opened(path) as (file, metadata, begins):
+    with _open_idf(path) as (file, metadata, begins):
         model = metadata.model
         if (model.slots, model.tables) != (owned.num_slots, owned.num_tables):
-            raise IdfError(
-                f"{path}: has {model.tables} tables of {model.slots} slots, this model "
-                f"{owned.num_tables} of {owned.num_slots}; {_command(path)}"
-            )
+            here = f"this model {owned.num_tables} of {owned.num_slots}"
+            raise _refusal(path, f"has {model.tables} tables of {model.slots} slots, {here}")
         df, counts = (_read_rows(file, begins[name], TENSORS[name][1], owned) for name in TENSORS)
-    impossible = (df < 0) | (df > metadata.documents) | (counts < df) | ((df == 0) & (counts > 0))
+    documents = metadata.documents
+    impossible = (df < 0) | (df > documents) | (counts < df) | ((df == 0) & (counts > 0))
     if impossible.any():
-        raise IdfError(
-            f"{path}: damaged, it has counts that {metadata.documents} documents cannot have; "
-            f"{_command(path)}"
-        )
-    return Background(
-        owned, df.to(device), counts.to(device), metadata.documents, metadata.accesses
-    )
+        raise _refusal(path, f"damaged, it has counts that {documents} documents cannot have")
+    return Background(owned, df.to(device), counts.to(device), documents, metadata.accesses)
 
 
 def check_idf(path: str, metadata: IdfMetadata, expected: IdfModel) -> None:
@@ -143,10 +146,10 @@ def check_idf(path: str, metadata: IdfMetadata, expected: IdfModel) -> None:
         IdfError: they do not; it names every difference and the command that counts anew, or
             completes the count.
     """
-    if differences := _model_differences(metadata.model, expected):
-        raise IdfError(f"{path}: does not fit this run: {differences}; {_command(path)}")
+    if differences := _differences(metadata.model, expected, MODEL_FIELDS):
+        raise _refusal(path, f"does not fit this run: {differences}")
     if metadata.documents == 0:
-        raise IdfError(f"{path}: counts no document, every slot looks unused; {_command(path)}")
+        raise _refusal(path, "counts no document, every slot looks unused")
     if lacking := what_is_missing(metadata):
         command = _command(path.removesuffix(PARTIAL_SUFFIX))
         raise IdfError(f"{path}: is not complete: {lacking}; {command}")
@@ -175,11 +178,10 @@ def check_same_count(path: str, metadata: IdfMetadata, expected: IdfMetadata) ->
     Raises:
         IdfError: they do not; it names every difference.
     """
-    differences = [_model_differences(metadata.model, expected.model)] + [
-        f"{name}: the file has {getattr(metadata, name)!r}, not {getattr(expected, name)!r}"
-        for name in ("data", "batch_size", "seq_len")
-        if getattr(metadata, name) != getattr(expected, name)
-    ]
+    differences = (
+        _differences(metadata.model, expected.model, MODEL_FIELDS),
+        _differences(metadata, expected, {name: name for name in COUNT_FIELDS}),
+    )
     if any(differences):
         raise IdfError(
             f"{path}: counts other documents: {'; '.join(filter(None, differences))}; count with "
@@ -201,12 +203,12 @@ def merge_idf(paths: Sequence[str], path: str) -> IdfMetadata:
     first = parts[0][1]
     for part, metadata in parts:
         check_same_count(part, metadata, first)
-    ranges = _joined(
+    ranges = _merge_ranges(
         [(start, stop, part) for part, m in parts for start, stop in m.ranges if start < stop]
     )
     everything = OwnedSlots(first.model.slots, 0, first.model.slots, first.model.tables)
     df = torch.zeros(len(everything), dtype=torch.int32)
-    counts = torch.zeros(len(everything), dtype=torch.int64)
+    counts = df.long()
     for part in paths:
         counted = load_idf(part, everything)
         df += counted.df
@@ -217,8 +219,8 @@ def merge_idf(paths: Sequence[str], path: str) -> IdfMetadata:
     return save_idf(path, df, counts, merged)
 
 
-def _joined(ranges: list[tuple[int, int, str]]) -> list[list[int]]:
-    """Ranges of documents (first, stop, path of their file) in order, neighbours made one."""
+def _merge_ranges(ranges: list[tuple[int, int, str]]) -> list[list[int]]:
+    """Return ranges of documents in order, neighbours made one, from (first, stop, file)."""
     joined: list[list[int]] = []
     before = ""
     for start, stop, path in sorted(ranges):
@@ -235,24 +237,23 @@ def _joined(ranges: list[tuple[int, int, str]]) -> list[list[int]]:
     return joined
 
 
-def _model_differences(got: IdfModel, want: IdfModel) -> str:
-    def shown(model: IdfModel, name: str) -> str:
-        if name == "tokenizer_fingerprint":
-            return f"{model.tokenizer} with fingerprint {model.tokenizer_fingerprint}"
-        return str(getattr(model, name))
+def _differences(got: Any, want: Any, fields: dict[str, str]) -> str:
+    """Return in words which of the fields differ; "" for none."""
 
-    differing = {
-        "slots": "slots in a table",
-        "tables": "value tables",
-        "memory_layers": "memory layers",
-        "tokenizer_fingerprint": "tokenizer",
-        "addressing_fingerprint": "addressing fingerprint (the model's keys and queries)",
-    }
+    def shown(owner: Any, name: str) -> str:
+        if name == "tokenizer_fingerprint":
+            return f"{owner.tokenizer} with fingerprint {owner.tokenizer_fingerprint}"
+        return repr(owner.data) if name == "data" else str(getattr(owner, name))
+
     return "; ".join(
         f"{words}: the file has {shown(got, name)}, not {shown(want, name)}"
-        for name, words in differing.items()
+        for name, words in fields.items()
         if getattr(got, name) != getattr(want, name)
     )
+
+
+def _refusal(path: str, problem: str) -> IdfError:
+    return IdfError(f"{path}: {problem}; {_command(path)}")
 
 
 def _command(path: str) -> str:
@@ -265,8 +266,8 @@ def _command(path: str) -> str:
 
 
 @contextmanager
-def _opened(path: str) -> Iterator[tuple[BinaryIO, IdfMetadata, dict[str, int]]]:
-    """The open file, its metadata, and the byte at which each tensor begins."""
+def _open_idf(path: str) -> Iterator[tuple[BinaryIO, IdfMetadata, dict[str, int]]]:
+    """Yield the open file, its metadata, and the byte at which each tensor begins."""
     try:
         if not storage.exists(path):
             raise storage.missing(path)
@@ -277,53 +278,43 @@ def _opened(path: str) -> Iterator[tuple[BinaryIO, IdfMetadata, dict[str, int]]]
 
 
 def _read_header(file: BinaryIO, path: str) -> tuple[IdfMetadata, dict[str, int]]:
+    torn = _refusal(path, "is torn, bytes are missing or too many")
     size = file.seek(0, os.SEEK_END)
     file.seek(0)
     length = int.from_bytes(file.read(8), "little")
-    if size < 8 or length > min(size - 8, LONGEST_HEADER):
-        raise _torn(path)
+    data = 8 + length
+    if size < 8 or data > size or length > LONGEST_HEADER:
+        raise torn
+    begins, stop = {}, 0
     try:
         header = json.loads(file.read(length))
         fields = json.loads(header["__metadata__"][METADATA])
         version = fields.pop("format")
         if version != FORMAT:
-            raise IdfError(f"{path}: has format {version}, not {FORMAT}; {_command(path)}")
+            raise _refusal(path, f"has format {version}, not {FORMAT}")
         model = IdfModel(**fields.pop("model"))
         metadata = IdfMetadata(model, **fields)
-        begins = {name: _begin(header, name, model) for name in TENSORS}
-        stop = max(header[name]["data_offsets"][1] for name in TENSORS)
+        num_slots = model.slots * model.tables
+        for name, (type_name, dtype) in TENSORS.items():
+            entry = header[name]
+            begin, end = entry["data_offsets"]
+            found = entry["dtype"], entry["shape"], end - begin
+            if found != (type_name, [num_slots], num_slots * dtype.itemsize):
+                raise ValueError(f"{name} is {found}")
+            begins[name], stop = data + begin, max(stop, data + end)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise IdfError(
-            f"{path}: is no file of document frequencies, or a damaged one ({error!r}); "
-            f"{_command(path)}"
-        ) from error
-    if size != 8 + length + stop:
-        raise _torn(path)
-    return metadata, {name: 8 + length + begin for name, begin in begins.items()}
-
-
-def _begin(header: dict[str, Any], name: str, model: IdfModel) -> int:
-    """Where a tensor begins behind the header; ValueError unless it is what it should be."""
-    type_name, dtype = TENSORS[name]
-    entry = header[name]
-    begin, end = entry["data_offsets"]
-    num_slots = model.slots * model.tables
-    if (entry["dtype"], entry["shape"]) != (type_name, [num_slots]):
-        raise ValueError(f"{name} is {entry['dtype']} {entry['shape']}")
-    if end - begin != num_slots * dtype.itemsize:
-        raise ValueError(f"{name} has {end - begin} bytes")
-    return begin
+        problem = f"is no file of document frequencies, or a damaged one ({error!r})"
+        raise _refusal(path, problem) from error
+    if size != stop:
+        raise torn
+    return metadata, begins
 
 
 def _read_rows(file: BinaryIO, begin: int, dtype: np.dtype[Any], owned: OwnedSlots) -> Tensor:
-    """This rank's rows of each table of a tensor that begins at a byte of the file."""
+    """Return this rank's rows of each table of a tensor that begins at a byte of the file."""
     tables = []
     for table in range(owned.num_tables):
         file.seek(begin + (table * owned.num_slots + owned.start) * dtype.itemsize)
         content = file.read((owned.stop - owned.start) * dtype.itemsize)
         tables.append(np.frombuffer(content, dtype))
     return torch.from_numpy(np.concatenate(tables).astype(dtype.newbyteorder("="), copy=False))
-
-
-def _torn(path: str) -> IdfError:
-    return IdfError(f"{path}: is torn, bytes are missing or too many; {_command(path)}")

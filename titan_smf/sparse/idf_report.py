@@ -1,4 +1,4 @@
-"""What document frequencies look like: a warning, a short table, a picture."""
+"""Document frequencies for people: a warning, a short table, a picture."""
 
 import io
 
@@ -13,8 +13,7 @@ LEAST_USED = 0.01
 
 
 def usage_warning(metadata: IdfMetadata) -> str:
-    """Return what it means that more than 90% or less than 1% of the slots were ever used; "" if
-    neither is so."""
+    """Return a warning if more than 90% or less than 1% of the slots were ever used; else ""."""
     used = metadata.slots_used / (metadata.model.slots * metadata.model.tables)
     share = f"{used:.1%} of the slots occur in the {metadata.documents} background documents"
     if used > MOST_USED:

@@ -51,12 +51,12 @@ def tfidf(counts: Tensor, total: int, df: Tensor, num_documents: int) -> Tensor:
 
     Continual Learning via Sparse Memory Finetuning (arXiv 2510.15103). Never negative.
     """
-    return tf(counts, total) * torch.log(_quotient(num_documents + 1, df + 1))
+    return tf(counts, total) * torch.log(_divide(num_documents + 1, df + 1))
 
 
 def tf(counts: Tensor, total: int) -> Tensor:
     """Return `c(i) / sum_j c(j)` in float64: the ablation of arXiv 2510.15103 without idf."""
-    return _quotient(counts, total)
+    return _divide(counts, total)
 
 
 def kl(counts: Tensor, total: int, background_counts: Tensor, background_total: int) -> Tensor:
@@ -66,15 +66,15 @@ def kl(counts: Tensor, total: int, background_counts: Tensor, background_total: 
     background never read stays finite. Negative where the step reads a slot less often than the
     background does. From work after arXiv 2510.15103, which ranks by `tfidf`.
     """
-    p = _quotient(counts, total)
-    return p * torch.log(p / _quotient(background_counts + 1, background_total + 1))
+    p = _divide(counts, total)
+    return p * torch.log(p / _divide(background_counts + 1, background_total + 1))
 
 
 def random_scores(ids: Tensor, step: int, seed: int) -> Tensor:
     """Return numbers in [0, 1) that depend on (seed, step, id) alone; float64, 24 bits each."""
     state = _mix(ids.new_tensor(seed))
     state = _mix(state + step)
-    return _shifted(_mix(state + ids), 40).double() / 2**24
+    return _shift_right(_mix(state + ids), 40).double() / 2**24
 
 
 @dataclass(frozen=True)
@@ -148,12 +148,12 @@ def selection_bytes(world_size: int, num_candidates: int) -> int:
 def make_keys(scores: Tensor, ids: Tensor) -> Tensor:
     """Return int64 keys that are greater for higher float32 scores, then for lower ids."""
     bits = (scores.float() + 0.0).view(torch.int32)  # + 0.0: -0.0 becomes 0.0
-    return (_ordered(bits).long() << 32) | (LAST_ID - ids)
+    return (_to_ordered_integers(bits).long() << 32) | (LAST_ID - ids)
 
 
 def split_keys(keys: Tensor) -> tuple[Tensor, Tensor]:
     """Return the float32 scores and the ids of which `make_keys` made the keys."""
-    scores = _ordered((keys >> 32).to(torch.int32)).view(torch.float32)
+    scores = _to_ordered_integers((keys >> 32).to(torch.int32)).view(torch.float32)
     return scores, LAST_ID - (keys & 0xFFFFFFFF)
 
 
@@ -239,27 +239,30 @@ def overlap(ids: Tensor, previous: Tensor) -> float:
     return int(torch.isin(ids, previous).sum()) / max(len(ids), 1)
 
 
-def _quotient(a: Tensor | int, b: Tensor | int) -> Tensor:
-    """a / b of integers in float64, rounded once, as numpy does. With a number of the host as one
-    operand torch multiplies by a rounded reciprocal: (|B| + 1) / (df + 1) would miss 1."""
+def _divide(a: Tensor | int, b: Tensor | int) -> Tensor:
+    """Return a / b of integers in float64, rounded once, as numpy does.
+
+    With a Python number as one operand torch multiplies by a rounded reciprocal:
+    (|B| + 1) / (df + 1) would miss 1.
+    """
     device = a.device if isinstance(a, Tensor) else torch.as_tensor(b).device
     as_double = [torch.as_tensor(x, dtype=torch.float64, device=device) for x in (a, b)]
     return as_double[0] / as_double[1]
 
 
-def _ordered(bits: Tensor) -> Tensor:
-    """Maps the int32 bits of floats to integers in the order of the floats; its own inverse."""
+def _to_ordered_integers(bits: Tensor) -> Tensor:
+    """Map the int32 bits of floats to integers in the order of the floats; its own inverse."""
     return torch.where(bits < 0, bits ^ LAST_ID, bits)
 
 
 def _mix(state: Tensor) -> Tensor:
-    """One step of SplitMix64 (Steele, Lea, Flood 2014), modulo 2**64, in signed integers."""
+    """Return a step of SplitMix64 (Steele, Lea, Flood 2014), modulo 2**64, in signed integers."""
     state = state - 0x61C8864680B583EB
-    state = (state ^ _shifted(state, 30)) * -0x40A7B892E31B1A47
-    state = (state ^ _shifted(state, 27)) * -0x6B2FB644ECCEEE15
-    return state ^ _shifted(state, 31)
+    state = (state ^ _shift_right(state, 30)) * -0x40A7B892E31B1A47
+    state = (state ^ _shift_right(state, 27)) * -0x6B2FB644ECCEEE15
+    return state ^ _shift_right(state, 31)
 
 
-def _shifted(state: Tensor, bits: int) -> Tensor:
-    """A shift to the right that brings in zeros."""
+def _shift_right(state: Tensor, bits: int) -> Tensor:
+    """Shift to the right, bringing in zeros."""
     return (state >> bits) & (2 ** (64 - bits) - 1)

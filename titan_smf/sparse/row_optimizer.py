@@ -1,4 +1,4 @@
-"""Optimizers that touch only the selected rows of a value table.
+"""SGD and AdamW that touch only the selected rows of a value table.
 
     C rows ever selected here, S selected rows here, V value dim
 
@@ -64,7 +64,7 @@ class RowOptimizer(Optimizer):
         places, is_new = self.store.put(selected.rows)
         if "base" in self.fields:
             self.store.tensors["base"][places[is_new]] = values[is_new].to(table.dtype)
-        self._update(values, selected.gradient, places, self.param_groups[0])
+        self._update(values, selected.gradient, places)
         table.index_copy_(0, selected.rows, values.to(table.dtype))
 
     def state_tensors(self) -> dict[str, Tensor]:
@@ -101,9 +101,7 @@ class RowOptimizer(Optimizer):
             for name, tensor in self.store.tensors.items():
                 tensor[places] = part[name][mine].to(tensor)
 
-    def _update(
-        self, values: Tensor, gradient: Tensor, places: Tensor, settings: dict[str, Any]
-    ) -> None:
+    def _update(self, values: Tensor, gradient: Tensor, places: Tensor) -> None:
         """Update `values` (S, V) in place and the rows' state at `places` (S,)."""
         raise NotImplementedError
 
@@ -111,11 +109,7 @@ class RowOptimizer(Optimizer):
 class RowSGD(RowOptimizer):
     """`row <- row - lr * (gradient + weight_decay * row)`. Without momentum it needs no state.
 
-    Args:
-        table: whose rows it updates.
-        lr: the paper has 2 to 5.
-        weight_decay: of selected rows, per step.
-        keep_base: also keep each row's values from before its first change.
+    The paper's `lr` is 2 to 5; only selected rows decay. `keep_base` is as in `RowOptimizer`.
     """
 
     def __init__(
@@ -123,28 +117,21 @@ class RowSGD(RowOptimizer):
     ) -> None:
         super().__init__(table, {}, {"lr": lr, "weight_decay": weight_decay}, keep_base)
 
-    def _update(
-        self, values: Tensor, gradient: Tensor, places: Tensor, settings: dict[str, Any]
-    ) -> None:
+    def _update(self, values: Tensor, gradient: Tensor, places: Tensor) -> None:
+        settings = self.param_groups[0]
         values.mul_(1 - settings["lr"] * settings["weight_decay"])
         values.sub_(gradient, alpha=settings["lr"])
 
 
 class RowAdamW(RowOptimizer):
-    """AdamW (arXiv 1711.05101) in which a row's time passes only when it is selected.
+    """AdamW (arXiv 1711.05101) in which a row's moments and decay advance only when it is selected.
 
     The bias correction counts the steps of the row: its moments begin at zero in the step in which
     it is first selected. With the count of all steps the first update of a row that is selected
     late would be (1 - beta1) / sqrt(1 - beta2) times as large as it should be: 3.2 times at
     betas of 0.9 and 0.999.
 
-    Args:
-        table: whose rows it updates.
-        lr: of a row's step.
-        betas: decay of the moments, per step of the row.
-        eps: added to the root of the second moment.
-        weight_decay: decoupled, of selected rows, per step.
-        keep_base: also keep each row's values from before its first change.
+    The arguments are those of `torch.optim.AdamW`, and `keep_base` of `RowOptimizer`.
     """
 
     def __init__(
@@ -165,10 +152,8 @@ class RowAdamW(RowOptimizer):
         defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
         super().__init__(table, fields, defaults, keep_base)
 
-    def _update(
-        self, values: Tensor, gradient: Tensor, places: Tensor, settings: dict[str, Any]
-    ) -> None:
-        state = self.store.tensors
+    def _update(self, values: Tensor, gradient: Tensor, places: Tensor) -> None:
+        state, settings = self.store.tensors, self.param_groups[0]
         lr, (beta1, beta2), eps = settings["lr"], settings["betas"], settings["eps"]
         steps = state["steps"][places] + 1
         first = state["first_moment"].index_select(0, places).lerp_(gradient, 1 - beta1)

@@ -2,8 +2,8 @@
 
     C rows stored, S rows asked for, n of them new, V value dim
 
-Memory and time follow C and S, never the size of the table. A row keeps the place in the tensors
-that it was given at first. To find it, one sorted array of 64-bit keys holds the row's id in the
+Memory and time depend on C and S, never on the size of the table. A row keeps the place in the
+tensors that it gets at first. To find it, one sorted array of 64-bit keys holds the row's id in the
 high bits and its place in the low ones: S rows are found in O(S log C); adding rows copies the
 8 C bytes of the keys (0.2 ms at 100K rows) and no tensor. Tensors grow by half when they are full.
 """
@@ -49,11 +49,11 @@ class RowStore:
         """Return the places (S,) of `rows`, (S,) int64 ascending and distinct, and a mask (S,) of
         those that were not here before: these are added with zeros in all fields."""
         wanted = rows << PLACE_BITS
-        found = self._first_from(wanted)
+        found = self._next_key(wanted)
         is_new = found >> PLACE_BITS != rows
         if is_new.any():
             self._add(wanted[is_new])
-            found = self._first_from(wanted)
+            found = self._next_key(wanted)
         return self._place(found), is_new
 
     def _add(self, keys: Tensor) -> None:
@@ -71,8 +71,8 @@ class RowStore:
                 self.tensors[name] = tensor.new_zeros(room, *tensor.shape[1:])
                 self.tensors[name][:before] = tensor[:before]
 
-    def _first_from(self, wanted: Tensor) -> Tensor:
-        """The first key not below each of those wanted, or another that is below."""
+    def _next_key(self, wanted: Tensor) -> Tensor:
+        """Return for each key the first stored one that is not below it, or any other if none is."""
         if not len(self):
             return torch.full_like(wanted, -1)
         return self.keys[torch.searchsorted(self.keys, wanted).clamp_(max=len(self) - 1)]
