@@ -81,8 +81,10 @@ def best_pairs(half_scores: Tensor) -> Tensor:
 
 
 def _candidate_ranks(k: int, device: torch.device) -> Tensor:
-    """Return the P pairs of ranks with `(a + 1) * (b + 1) <= k`, (2, P), built on the device: k = 3 gives
-    [[0, 0, 0, 1, 2], [0, 1, 2, 0, 0]]."""
+    """Return the P pairs of ranks with `(a + 1) * (b + 1) <= k`, (2, P), on the device.
+
+    k = 3 gives [[0, 0, 0, 1, 2], [0, 1, 2, 0, 0]].
+    """
     rank = torch.arange(k, device=device)
     partners = k // (rank + 1)
     P = sum(k // (a + 1) for a in range(k))
