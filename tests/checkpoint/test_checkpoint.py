@@ -12,6 +12,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Shard, distribute_tensor
 
 from tests.support.launch import run_on_ranks
+from tests.support.patch_runs import State
 from tests.training.test_training import SHORT, metrics, train
 from titan_smf.checkpoint.checkpointer import (
     LAST,
@@ -23,19 +24,6 @@ from titan_smf.checkpoint.checkpointer import (
 from titan_smf.errors import CheckpointError
 
 SAVED = SHORT | {"checkpoint.enable": "true", "checkpoint.interval": 2}
-
-
-class Counter:
-    """A small part of a run's state."""
-
-    def __init__(self) -> None:
-        self.position = 0
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"position": self.position}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.position = state_dict["position"]
 
 
 def checkpointer(folder: str, ranks: int, keep: int = 0) -> tuple[Checkpointer, nn.Module, Any]:
@@ -51,7 +39,7 @@ def checkpointer(folder: str, ranks: int, keep: int = 0) -> tuple[Checkpointer, 
     for parameter in model.parameters():
         parameter.grad = torch.ones_like(parameter)
     optimizers.step()
-    states: dict[str, Any] = {"counter": Counter()}
+    states: dict[str, Any] = {"counter": State(position=0)}
     identity = {"weights": {"a": 1}, "training": {"dtype": "float32"}}
     path = Path(folder) / "checkpoints"
     return Checkpointer(path, model, optimizers, states, identity, keep), model, optimizers

@@ -100,7 +100,7 @@ class Model(nn.Module):
 
 
 class State:
-    """A part of a run's state that always is the same."""
+    """A part of a run's state."""
 
     def __init__(self, **state: Any) -> None:
         self.state = state
@@ -108,7 +108,8 @@ class State:
     def state_dict(self) -> dict[str, Any]:
         return self.state
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None: ...
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.state = state_dict
 
 
 def checkpointer(folder: Path, model: Model, dtype: str) -> Checkpointer:

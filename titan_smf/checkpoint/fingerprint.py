@@ -16,7 +16,7 @@ Costs one hash a row: 5 s for a table of 1M rows of 1024 float32, on one CPU cor
 
 import hashlib
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -48,18 +48,20 @@ def tensor_id(name: str, dtype: torch.dtype, shape: Iterable[int]) -> bytes:
     return hashlib.blake2b(text.encode(), digest_size=16).digest()
 
 
-def digest_to_int(digest: bytes) -> int:
-    """Return a digest as the number that is added to a fingerprint."""
-    return int.from_bytes(digest, "little")
+def sum_row_hashes(tensor: bytes, numbers: Sequence[int], rows: RowBytes) -> int:
+    """Return what rows add to a fingerprint; row 0 also adds the id of the tensor.
 
-
-def sum_row_hashes(tensor: bytes, numbers: Iterable[int], rows: RowBytes) -> int:
-    """Return what rows with these numbers add to a fingerprint, given their tensor's id."""
-    blake2b, total = hashlib.blake2b, 0
+    Args:
+        tensor: its id.
+        numbers: of the rows in the whole tensor, ascending.
+        rows: their bytes.
+    """
+    total = int.from_bytes(tensor, "little") if len(numbers) and numbers[0] == 0 else 0
     for number, row in zip(numbers, np.ascontiguousarray(rows), strict=True):
         salt = number.to_bytes(8, "little")
-        total += digest_to_int(blake2b(row, digest_size=16, salt=salt, person=tensor).digest())
-    return total % MODULUS
+        digest = hashlib.blake2b(row, digest_size=16, salt=salt, person=tensor).digest()
+        total += int.from_bytes(digest, "little")
+    return total
 
 
 def format_fingerprint(total: int) -> str:
@@ -95,8 +97,6 @@ def model_fingerprint(model: nn.Module) -> str:
         rows, first, counts = _rows_here(whole)
         if not counts:
             continue
-        if first == 0:  # one rank alone holds row 0
-            total += digest_to_int(identity)
         row_bytes = rows.element_size() * math.prod(rows.shape[1:])
         for start in range(0, len(rows), rows_per_block(row_bytes)):
             block = rows_as_bytes(rows[start : start + rows_per_block(row_bytes)])

@@ -25,7 +25,6 @@ from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
 from titan_smf.checkpoint.checkpointer import STATE, commit, find_checkpoint, open_checkpoint
 from titan_smf.checkpoint.fingerprint import (
     RowBytes,
-    digest_to_int,
     format_fingerprint,
     rows_per_block,
     sum_row_hashes,
@@ -166,8 +165,6 @@ class StoredWeights:
         for tensor in self.tensors.values():
             identity = tensor_id(tensor.name, tensor.dtype, tensor.shape)
             for numbers, rows in tensor.blocks():
-                if numbers[0] == 0:
-                    total += digest_to_int(identity)
                 total += sum_row_hashes(identity, numbers.tolist(), rows)
                 progress.add(rows.nbytes)
         return format_fingerprint(total)

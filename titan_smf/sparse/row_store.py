@@ -72,7 +72,7 @@ class RowStore:
                 self.tensors[name][:before] = tensor[:before]
 
     def _next_key(self, wanted: Tensor) -> Tensor:
-        """Return for each key the first stored one that is not below it; any other if there is none."""
+        """Return for each key the first stored one that is not below it; if there is none, any."""
         if not len(self):
             return torch.full_like(wanted, -1)
         return self.keys[torch.searchsorted(self.keys, wanted).clamp_(max=len(self) - 1)]
