@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Fold LoRA adapters into the weights that they were learned beside."""
+"""Fold LoRA adapters into the weights that they were trained on."""
 
 from titan_smf.commands.entry import start
 from titan_smf.commands.merge_adapters import main

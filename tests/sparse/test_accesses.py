@@ -3,18 +3,17 @@
 import numpy as np
 import pytest
 import torch
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh
 
-from tests.support.launch import run_on_ranks
-from titan_smf.sparse.accesses import AccessCounter, slots_used_fraction, usage_kl
+from titan_smf.sparse.accesses import (
+    AccessCounter,
+    OwnedSlots,
+    slots_used_fraction,
+    touched_slots,
+    usage_kl,
+)
 
 N = 11
-
-
-def numpy_usage(accesses: np.ndarray) -> tuple[float, float]:
-    share = np.bincount(accesses, minlength=N) / len(accesses)
-    used = share[share > 0]
-    return len(used) / N, float((used * np.log(used * N)).sum())
 
 
 def test_counts_equal_bincount_and_reset() -> None:
@@ -39,25 +38,35 @@ def test_usage_of_even_single_and_no_accesses() -> None:
     assert usage_kl(single) == pytest.approx(np.log(N))
 
 
-def usage_on_mesh(rank: int, world_size: int) -> tuple[float, float]:
+def check_usage_over_shards_and_replicas_equals_numpy(mesh: DeviceMesh) -> None:
     """Replica r of two sees accesses r::2; each of its two ranks owns some rows."""
-    mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("dp_replicate", "fsdp"))
-    replica, shard = rank // 2, rank % 2
-    accesses = skewed_accesses()[replica::2]
-    start, stop = (0, 6) if shard == 0 else (6, N)
+    accesses = np.minimum(np.random.default_rng(0).geometric(0.3, size=30) - 1, N - 1)
+    share = np.bincount(accesses, minlength=N) / len(accesses)
+    used = share[share > 0]
+    expected = len(used) / N, float((used * np.log(used * N)).sum())
+    start, stop = (0, 6) if mesh.get_local_rank("fsdp") == 0 else (6, N)
+    mine = accesses[mesh.get_local_rank("dp_replicate") :: 2]
     counter = AccessCounter(stop - start, "cpu")
-    counter.add(torch.from_numpy(accesses[(accesses >= start) & (accesses < stop)] - start))
+    counter.add(torch.from_numpy(mine[(mine >= start) & (mine < stop)] - start))
     before = counter.counts.clone()
     groups = mesh.get_group("fsdp"), mesh.get_group("dp_replicate")
-    result = slots_used_fraction(counter.counts, *groups), usage_kl(counter.counts, *groups)
+    found = slots_used_fraction(counter.counts, *groups), usage_kl(counter.counts, *groups)
+    assert found == pytest.approx(expected, abs=1e-12)
     assert torch.equal(counter.counts, before), "the metrics leave the counts as they are"
-    return result
 
 
-def skewed_accesses() -> np.ndarray:
-    return np.minimum(np.random.default_rng(0).geometric(0.3, size=30) - 1, N - 1)
+def test_touched_slots_count_int32_and_int64_ids() -> None:
+    big = 2**31 - 1
+    touched = touched_slots(
+        [torch.tensor([[big, 3], [3, 0]]), torch.tensor([3], dtype=torch.int32)]
+    )
+    assert touched.ids.tolist() == [0, 3, big]
+    assert touched.counts.tolist() == [1, 3, 1]
+    assert touched.ids.dtype == touched.counts.dtype == torch.int64
 
 
-def test_usage_over_shards_and_replicas_equals_numpy() -> None:
-    for result in run_on_ranks(usage_on_mesh, 4):
-        assert result == pytest.approx(numpy_usage(skewed_accesses()), abs=1e-12)
+def test_owned_slots_number_rows_of_all_tables() -> None:
+    owned = OwnedSlots(10, 4, 7, num_tables=3)
+    ids = torch.cat([owned.ids(torch.arange(3), table) for table in range(3)])
+    assert ids.tolist() == [4, 5, 6, 14, 15, 16, 24, 25, 26]
+    assert owned.positions(ids).tolist() == list(range(len(owned)))

@@ -12,6 +12,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from tests.sparse.test_accesses import check_usage_over_shards_and_replicas_equals_numpy
 from tests.support.launch import run_on_ranks
 from titan_smf.model.value_table import ValueTable
 from titan_smf.sparse.accesses import (
@@ -125,10 +126,9 @@ def accesses_of_step(
             table.shard(mesh)
     owned = OwnedSlots(N, *tables[0].row_range, num_tables)
     slots, counted = map(torch.from_numpy, make_batch(step))
-    coordinate = mesh.get_coordinate() if mesh is not None else None
     rank, world_size = 0, 1
-    if mesh is not None and coordinate is not None:
-        rank, world_size = int(mesh.mesh.flatten().tolist().index(dist.get_rank())), mesh.size()
+    if mesh is not None:
+        rank, world_size = mesh.mesh.flatten().tolist().index(dist.get_rank()), mesh.size()
     accesses = []
     for part in range(micro_batches):
         mine = slice(rank * micro_batches + part, None, world_size * micro_batches)
@@ -268,11 +268,13 @@ def check_on_meshes(rank: int, world_size: int) -> list[str]:
         check_nothing_touched(mesh)
         if mesh.size() == 4:
             check_sizes_do_not_depend_on_slots(mesh)
+            if mesh.ndim == 2:
+                check_usage_over_shards_and_replicas_equals_numpy(mesh)
         checked.append(str(layout))
     return checked
 
 
-def test_selections_equal_numpy_on_1_to_4_ranks_and_replicas() -> None:
+def test_selections_and_usage_equal_numpy_on_1_to_4_ranks_and_replicas() -> None:
     results = run_on_ranks(check_on_meshes, 4)
     assert [len(checked) for checked in results] == [6, 5, 3, 2]
 
@@ -354,20 +356,3 @@ def test_share_and_overlap() -> None:
     assert two.ids.tolist() == [2, 9]
     assert selected_access_share(two) == 7 / 8
     assert (overlap(two.ids, three.ids), overlap(three.ids, two.ids)) == (1, 2 / 3)
-
-
-def test_touched_slots_count_int32_and_int64_ids() -> None:
-    big = 2**31 - 1
-    touched = touched_slots(
-        [torch.tensor([[big, 3], [3, 0]]), torch.tensor([3], dtype=torch.int32)]
-    )
-    assert touched.ids.tolist() == [0, 3, big]
-    assert touched.counts.tolist() == [1, 3, 1]
-    assert touched.ids.dtype == touched.counts.dtype == torch.int64
-
-
-def test_owned_slots_number_rows_of_all_tables() -> None:
-    owned = OwnedSlots(10, 4, 7, num_tables=3)
-    ids = torch.cat([owned.ids(torch.arange(3), table) for table in range(3)])
-    assert ids.tolist() == [4, 5, 6, 14, 15, 16, 24, 25, 26]
-    assert owned.positions(ids).tolist() == list(range(len(owned)))

@@ -233,7 +233,7 @@ def test_adapters_that_do_not_fit_are_not_merged(
         merge_adapters(run, run, output, report=print)
     with pytest.raises(CheckpointError, match="no adapters there"):
         merge_adapters(base, folder / "1" / "full", output, report=print)
-    with pytest.raises(CheckpointError, match="learned beside other weights: their fingerprint is"):
+    with pytest.raises(CheckpointError, match="trained on other weights: their fingerprint is"):
         merge_adapters(run / "merged by 0", run, output, report=print)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["0", "1", "2", "3", "4"]
     merge_adapters(base, run, output, report=print)

@@ -83,7 +83,7 @@ def rows_as_bytes(rows: Tensor) -> RowBytes:
 def model_fingerprint(model: nn.Module) -> str:
     """Return the fingerprint of a running model, the same as of its checkpoint. Collective.
 
-    Adapters of LoRA are left out: it is that of the base they stand beside. Every rank hashes its
+    Adapters of LoRA are left out: it is the fingerprint of their base. Every rank hashes its
     own rows; of replicas the first one does. A tensor that is split other than by rows (tensor
     parallelism) is gathered for the moment.
     """

@@ -43,11 +43,11 @@ def merge_adapters(base: Path, adapters: Path, output: Path, report: Report) -> 
         if stored is None or not fits or stored.shape != (B.shape[0], A.shape[1]):
             raise CheckpointError(
                 f"{adapters}: the adapter of {name} does not fit the weights in {weights.path}; "
-                "give the base that it was learned beside"
+                "give the base that it was trained on"
             )
     if found.base and (fingerprint := weights.fingerprint(report)) != found.base:
         raise CheckpointError(
-            f"{adapters}: the adapters were learned beside other weights: their fingerprint is "
+            f"{adapters}: the adapters were trained on other weights: their fingerprint is "
             f"{found.base}, that of {weights.path} is {fingerprint}; give the base of that run, or "
             f"remove {adapters / BASE_FILE} to merge them all the same"
         )

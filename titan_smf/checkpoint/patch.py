@@ -104,17 +104,18 @@ def make_patch(
     tables: int,
     lineage: Sequence[LineageStep],
 ) -> Patch:
-    """Return the patch of rows in ascending order, less those that did not change.
+    """Return the patch of some rows, less those that did not change.
 
     Args:
-        ids, old, new: (P,), (P, V), (P, V).
+        ids, old, new: (P,), (P, V), (P, V), in any order of the ids.
         base: fingerprint of the model that has the old rows; that of the result follows.
         slots, tables: N of one table, and how many tables there are.
     """
-    differs = ~equal_rows(old, new)
+    order = ids.argsort()
+    order = order[~equal_rows(old, new)[order]]
     dtype = str(old.dtype).removeprefix("torch.")
     metadata = PatchMetadata(base, "", slots, tables, old.shape[1], dtype, list(lineage))
-    patch = Patch(ids[differs], old[differs], new[differs], metadata)
+    patch = Patch(ids[order], old[order], new[order], metadata)
     return replace(patch, metadata=replace(metadata, result=result_fingerprint(patch)))
 
 
@@ -131,7 +132,7 @@ def result_fingerprint(patch: Patch) -> str:
 
 
 def run_lineage(folder: Path, steps: int, parent: str, data: str = "") -> LineageStep:
-    """Return a run's part in the lineage of a patch, as far as its `config.toml` tells.
+    """Return a run's part in the lineage of a patch, from what its `config.toml` says.
 
     Args:
         folder: the run's.
@@ -210,7 +211,7 @@ def merge(patches: Sequence[Patch], on_overlap: OverlapPolicy) -> tuple[Patch, T
         if len(overlap) and on_overlap == "refuse":
             raise PatchError(
                 f"patch {number} changes {slots_text(overlap)} that patches before it change "
-                "too; say what becomes of them: --on-overlap last takes the values of the last "
+                "too; say what to do with them: --on-overlap last takes the values of the last "
                 "patch, --on-overlap sum adds the changes"
             )
         new = other.new.clone()
@@ -238,18 +239,15 @@ def check_base(found: str, patch: Patch, what: str) -> None:
     Raises:
         PatchError: they are not; it names both fingerprints.
     """
-    about = patch.metadata
-    if found == about.base:
-        return
-    hint = (
-        "they are already those that it leads to"
-        if found == about.result
-        else "give the weights it was made from"
-    )
-    raise PatchError(
-        f"{what}: the patch is of other weights: their fingerprint is {found}, the patch needs "
-        f"{about.base}; {hint}"
-    )
+    base = patch.metadata.base
+    if found != base:
+        hint = "give the weights it was made from"
+        if found == patch.metadata.result:
+            hint = "they are already those that it leads to"
+        raise PatchError(
+            f"{what}: the patch is of other weights: their fingerprint is {found}, the patch needs "
+            f"{base}; {hint}"
+        )
 
 
 def check_old_rows(found: Tensor, old: Tensor, slots: Tensor, what: str) -> None:
@@ -258,11 +256,9 @@ def check_old_rows(found: Tensor, old: Tensor, slots: Tensor, what: str) -> None
     Raises:
         PatchError: one is not; it names the slot.
     """
-    differs = ~equal_rows(found, old)
-    if differs.any():
-        raise PatchError(
-            f"{what}: {slots_text(slots[differs])} do not have the old values of the patch"
-        )
+    wrong = slots[~equal_rows(found, old)]
+    if len(wrong):
+        raise PatchError(f"{what}: {slots_text(wrong)} do not have the old values of the patch")
 
 
 def equal_rows(a: Tensor, b: Tensor) -> Tensor:
@@ -277,17 +273,11 @@ def _combine(first: Patch, second: Patch, second_new: Tensor) -> Patch:
     alone[in_second] = False
     new = first.new.clone()
     new[in_first] = second_new[in_second]
-    ids, order = torch.cat([first.ids, second.ids[alone]]).sort()
-    about = first.metadata
-    return make_patch(
-        ids,
-        torch.cat([first.old, second.old[alone]])[order],
-        torch.cat([new, second_new[alone]])[order],
-        about.base,
-        about.slots,
-        about.tables,
-        [*about.lineage, *second.metadata.lineage],
-    )
+    ids = torch.cat([first.ids, second.ids[alone]])
+    old = torch.cat([first.old, second.old[alone]])
+    new = torch.cat([new, second_new[alone]])
+    about, lineage = first.metadata, [*first.metadata.lineage, *second.metadata.lineage]
+    return make_patch(ids, old, new, about.base, about.slots, about.tables, lineage)
 
 
 def _common(a: Tensor, b: Tensor) -> list[Tensor]:

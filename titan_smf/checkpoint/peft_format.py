@@ -70,14 +70,14 @@ def save_adapters(model: LoraLlama, lora: Lora, base: str | None, folder: Path) 
     """
     tensors: dict[str, Tensor] = {}
     names = set()
+    heads = _rotary_heads(model.model_args.n_heads, model.model_args.n_kv_heads)
     for adapter in adapters(model):
         A, B = _whole(adapter.lora_A), _whole(adapter.lora_B)
         if dist.get_rank() == 0:
             block, name = _split_name(adapter.name)
-            heads = _heads(name, model.model_args.n_heads, model.model_args.n_kv_heads)
             key = f"{_PREFIX}{block}.{_NAMES[name]}"
             tensors[f"{key}.lora_A.weight"] = A.cpu().contiguous()
-            tensors[f"{key}.lora_B.weight"] = _to_halves(B.cpu(), heads).contiguous()
+            tensors[f"{key}.lora_B.weight"] = _to_halves(B.cpu(), heads.get(name, 0)).contiguous()
             names.add(_NAMES[name].partition(".")[2])
     fingerprint = model_fingerprint(model)
     if dist.get_rank() != 0:
@@ -121,14 +121,14 @@ def load_adapters(folder: Path, n_heads: int, n_kv_heads: int | None) -> StoredA
         kind = ", ".join(other) or config.get("peft_type")
         raise CheckpointError(f"{folder}: adapters with {kind} are not supported, plain LoRA is")
     if not isinstance(rank, int) or rank < 1:
-        raise CheckpointError(f"{folder}: adapters of rank {rank!r}, which there cannot be")
+        raise CheckpointError(f"{folder}: adapters of rank {rank!r}, which is impossible")
     ours = {theirs: name for name, theirs in _NAMES.items()}
     pairs = {}
     for key in sorted(name for name in tensors if name.endswith(".lora_A.weight")):
         name = key.removesuffix(".lora_A.weight")
         block, theirs = _split_name(name.removeprefix(_PREFIX))
         B = tensors.pop(f"{name}.lora_B.weight", None)
-        heads = _heads(ours.get(theirs, ""), n_heads, n_kv_heads)
+        heads = _rotary_heads(n_heads, n_kv_heads).get(ours.get(theirs, ""), 0)
         if theirs not in ours or B is None or (heads and B.shape[0] % (2 * heads)):
             raise CheckpointError(f"{folder}: {name} is no adapter of a map of this Llama")
         pairs[f"{block}.{ours[theirs]}"] = tensors.pop(key), _to_pairs(B, heads)
@@ -144,11 +144,9 @@ def _split_name(name: str) -> tuple[str, str]:
     return f"{layers}.{number}", rest
 
 
-def _heads(name: str, n_heads: int, n_kv_heads: int | None) -> int:
-    """Return the number of heads in a map's output that a rotary embedding turns; 0 for none."""
-    if name == "attention.wq":
-        return n_heads
-    return (n_kv_heads or n_heads) if name == "attention.wk" else 0
+def _rotary_heads(n_heads: int, n_kv_heads: int | None) -> dict[str, int]:
+    """Return the number of heads of each map whose output a rotary embedding turns."""
+    return {"attention.wq": n_heads, "attention.wk": n_kv_heads or n_heads}
 
 
 def _to_halves(B: Tensor, heads: int) -> Tensor:

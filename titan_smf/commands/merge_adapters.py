@@ -1,4 +1,4 @@
-"""Fold LoRA adapters into the weights that they were learned beside.
+"""Fold LoRA adapters into the weights that they were trained on.
 
     tools/merge_adapters.py BASE ADAPTERS --output FOLDER
 
