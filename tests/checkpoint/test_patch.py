@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import runpy
 import shutil
 import subprocess
 import sys
@@ -25,6 +24,7 @@ from titan_smf.checkpoint.patch_checkpoints import apply_patches, export_patch, 
 from titan_smf.checkpoint.patch_file import load_patch, save_patch
 from titan_smf.checkpoint.patch_model import apply_to_model, patch_of_model
 from titan_smf.checkpoint.stored_weights import StoredWeights
+from titan_smf.commands.patch import main
 from titan_smf.errors import CheckpointError, PatchError
 
 TOOL = Path(__file__).parents[2] / "tools/patch.py"
@@ -330,26 +330,8 @@ def test_a_file_that_is_torn_or_changed_is_no_patch(
         load_patch(str(tmp_path / "pach.safetensors"))
 
 
-@pytest.fixture
-def tool(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> Callable[..., tuple[int, str, str]]:
-    """Run the tool in this process, where torch is imported: exit code, output and errors."""
-
-    def run(*arguments: Any) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", [str(TOOL), *map(str, arguments)])
-        code: Any = 0
-        try:
-            runpy.run_path(str(TOOL), run_name="__main__")
-        except SystemExit as end:
-            code = end.code
-        return code, *capsys.readouterr()
-
-    return run
-
-
 def test_the_tool_makes_applies_reverts_shows_and_merges(
-    saved: tuple[Path, Made], tool: Callable[..., tuple[int, str, str]], tmp_path: Path
+    saved: tuple[Path, Made], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder, made = tmp_path / "runs", saved[1][1]
     shutil.copytree(saved[0] / "2/float32", folder)
@@ -364,18 +346,20 @@ def test_the_tool_makes_applies_reverts_shows_and_merges(
         ("revert", folder / "second", one, two, "--output", outputs[1]),
         ("merge", one, two, "--output", merged),
     ):
-        code, _, errors = tool(*arguments)
-        assert (code, errors) == (0, "")
+        main(list(map(str, arguments)))
+        assert capsys.readouterr().err == ""
     assert weights(outputs[0]) == made["float32/second"][1]
     assert weights(outputs[1]) == made["float32/base"][1]
-    shown = tool("show", merged)[1].splitlines()
+    main(["show", str(merged)])
+    shown = capsys.readouterr().out.splitlines()
     assert shown[0].split()[:2] == ["patch", f"{merged},"]
     assert shown[1].split() == ["rows", "5", "of", "98", "(5.102%)"]
     assert shown[-4].endswith("5 training steps on facts.jsonl")
     assert shown[-2].endswith("5 training steps on more facts")
     assert shown[-1].endswith(made["float32/first"][0])
     assert len({line.index(line.split("  ")[-1].strip()) for line in shown}) == 1, "aligned"
-    assert tool("merge", one)[0] == 2, "it has no --output"
+    with pytest.raises(SystemExit, match="2"):
+        main(["merge", str(one)])  # without --output
     # As users start it.
     command = [sys.executable, str(TOOL), "apply", str(folder / "first"), str(one)]
     command += ["--output", str(tmp_path / "no")]

@@ -8,22 +8,8 @@ from titan_smf.ops import product_key
 from titan_smf.ops.product_key import GROUP, best_pairs, product_key_topk
 
 T, H, K_DIM = 6, 2, 6
-# The last ones are large enough for the search among groups of half-keys, or just not.
-SIZES = [
-    (1, 1),
-    (2, 1),
-    (2, 2),
-    (3, 2),
-    (7, 1),
-    (7, 7),
-    (8, 3),
-    (32, 32),
-    (61, 5),
-    (64, 8),
-    (63, 7),
-    (256, 4),
-    (256, 32),
-]
+SIZES = [(1, 1), (2, 1), (2, 2), (3, 2), (7, 1), (7, 7), (8, 3), (32, 32), (61, 5)]
+SIZES += [(64, 8), (63, 7), (256, 4), (256, 32)]  # enough for groups of half-keys, or just not
 
 
 def make_query_and_keys(n_keys: int, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
