@@ -259,22 +259,19 @@ def learn_and_resume(
     return results
 
 
-def assembled(results: list[dict[str, Any]], name: str, when: str) -> dict[str, Any]:
+def assembled(snapshots: list[dict[str, Any]]) -> dict[str, Any]:
     """The whole table and state from those of all ranks; replicas are equal bit for bit."""
     parts: dict[tuple[int, int], dict[str, Any]] = {}
-    for result in results:
-        part = result[name][when]
-        if part["range"] in parts:
-            twin = parts[part["range"]]
-            assert torch.equal(part["values"], twin["values"])
-            assert all(torch.equal(part["state"][key], twin["state"][key]) for key in part["state"])
-        parts[part["range"]] = part
+    for part in snapshots:
+        twin = parts.setdefault(part["range"], part)
+        assert torch.equal(part["values"], twin["values"])
+        assert all(torch.equal(part["state"][key], twin["state"][key]) for key in part["state"])
     in_order = [parts[key] for key in sorted(parts)]
     states = [part["state"] for part in in_order]
     return {
         "values": torch.cat([part["values"] for part in in_order]),
-        "parts": [result[name][when]["state"] for result in results],
         "state": {key: torch.cat([state[key] for state in states]) for key in states[0]},
+        "parts": [part["state"] for part in snapshots],
     }
 
 
@@ -285,23 +282,23 @@ def test_any_number_of_ranks_learns_the_same_and_goes_on_from_any_other() -> Non
         table = make_table()
         optimizer = build(table)
         learn(table, optimizer, range(5))
-        halfway[name] = assembled([{name: {"": snapshot(table, optimizer)}}], name, "")
+        halfway[name] = assembled([snapshot(table, optimizer)])
         learn(table, optimizer, range(5, 10))
-        reference[name] = assembled([{name: {"": snapshot(table, optimizer)}}], name, "")
+        reference[name] = assembled([snapshot(table, optimizer)])
     for world_size, hsdp in ((4, True), (3, False), (2, False), (4, False), (1, False)):
         results = run_on_ranks(learn_and_resume, world_size, halfway, hsdp)
         for name in BUILDS:
-            loaded = assembled(results, name, "loaded")
-            assert loaded["state"].keys() == halfway[name]["state"].keys()
+            found = {
+                when: assembled([result[name][when] for result in results])
+                for when in ("half", "whole", "loaded", "resumed")
+            }
+            loaded = found["loaded"]["state"]
+            assert loaded.keys() == halfway[name]["state"].keys()
             for key, tensor in halfway[name]["state"].items():
-                assert torch.equal(loaded["state"][key], tensor), f"{name} {key}: bit for bit"
+                assert torch.equal(loaded[key], tensor), f"{name} {key}: bit for bit"
             for when in ("whole", "resumed"):
-                found = assembled(results, name, when)
-                torch.testing.assert_close(
-                    found["values"], reference[name]["values"], rtol=TOLERANCE, atol=TOLERANCE
-                )
-                for key, tensor in reference[name]["state"].items():
+                for part in ("values", "state"):
                     torch.testing.assert_close(
-                        found["state"][key], tensor, rtol=TOLERANCE, atol=TOLERANCE
+                        found[when][part], reference[name][part], rtol=TOLERANCE, atol=TOLERANCE
                     )
-            halfway[name] = assembled(results, name, "half")
+            halfway[name] = found["half"]
