@@ -147,8 +147,7 @@ def route_entries(
 
 def add_partials(splits: Splits, token: Tensor, partials: Tensor, T: int) -> Tensor:
     """Send the owners' partial sums home and return their sums in rank order, (T, V)."""
-    sent, received = splits.partials_sent, splits.partials_received
-    partials = splits.exchange.all_to_all(partials, sent, received)
+    partials = splits.exchange.all_to_all(partials, splits.partials_sent, splits.partials_received)
     if partials.shape[0] == 0:
         return partials.new_zeros(T, partials.shape[1])
     order = token.sort(stable=True).indices  # by token, then by rank of the owner
@@ -164,8 +163,7 @@ def send_output_gradient(splits: Splits, token: Tensor, gradient: Tensor) -> Ten
 
 def return_weight_gradient(splits: Splits, order: Tensor, gradient: Tensor) -> Tensor:
     """Send the owners' gradients of the weights home, (T*K,) in the order of the entries."""
-    sent, received = splits.entries_received, splits.entries_sent
-    gradient = splits.exchange.all_to_all(gradient, sent, received)
+    gradient = splits.exchange.all_to_all(gradient, splits.entries_received, splits.entries_sent)
     return torch.empty_like(gradient).index_copy_(0, order, gradient)
 
 

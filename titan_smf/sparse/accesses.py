@@ -20,7 +20,7 @@ from torch import Tensor
 
 
 class AccessCounter:
-    """Count accesses to this rank's rows.
+    """Counts accesses to this rank's rows.
 
     Add the accesses of a lookup once: activation checkpointing runs its forward pass twice.
     """

@@ -37,7 +37,7 @@ class Background:
 
 
 class DocumentFrequency:
-    """Count documents for the slots of one rank.
+    """Counts documents for the slots of one rank.
 
     Args:
         owned: the slots.

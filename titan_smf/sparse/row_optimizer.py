@@ -27,7 +27,7 @@ Field = tuple[tuple[int, ...], torch.dtype]
 
 
 class RowOptimizer(Optimizer):
-    """Update the selected rows of one table, and keeps the state of its rows by their ids.
+    """Updates the selected rows of one table, and keeps the state of its rows by their ids.
 
     It is a torch optimizer for the sake of learning rate schedules. `state_dict` holds no state of
     rows: save `state_tensors`.
