@@ -79,7 +79,7 @@ def test_table_of_learning_and_forgetting(tmp_path: Path) -> None:
             "method": SPARSE,
             "rate": "100",
             "seeds": "3",
-            "numbers a step": "1,600",
+            "trainable parameters per step": "1,600",
             "new_facts F1 before": "0.000",
             "new_facts F1 after": "0.800 [0.552, 1.000]",  # 4.30265 x .1 / sqrt 3
             "known_facts F1": "0.800 → 0.720",
@@ -91,7 +91,7 @@ def test_table_of_learning_and_forgetting(tmp_path: Path) -> None:
             "method": FULL,
             "rate": "0.0001",
             "seeds": "3",
-            "numbers a step": "1,600",
+            "trainable parameters per step": "1,600",
             "new_facts F1 before": "0.000",
             "new_facts F1 after": "0.800",
             "known_facts F1": "0.800 → 0.400",

@@ -1,6 +1,7 @@
-"""What finished runs learned and forgot, as tables and pictures: files in, one page out.
+"""What finished runs learned and forgot: files of runs in, tables and pictures on one page out.
 
-    runs.py -> methods.py -> estimates.py, frontier.py -> sections -> document.py -> write.py
+    runs.py -> methods.py -> tables.py, matched.py, pictures.py, slot_usage.py -> document.py
 
-Reads files alone and imports no torch.
+write.py puts the sections in order. Reads files alone: imports no torch, and of the package only
+analysis (its report), storage and errors.
 """

@@ -1,30 +1,20 @@
 """Forgetting at matched learning: methods compared where they have learned the same.
 
-A method is run at several rates: the more it learns, the more it forgets. Its frontier says what
-a given amount of learning costs it at least.
+A method is run at several rates: the more it learns, the more it forgets. Its frontier gives the
+least that it forgets for a given amount of learning (`frontier` in explanations.toml).
 """
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-DEFINITION = (
-    "A method's frontier is made for each seed by itself from the ends of its runs, one point "
-    "(target score reached, forgetting) for each rate; evaluations during a run are no points of "
-    "it, because stopping early was not a choice that the run had. A point stays if no other run "
-    "of the method and seed learned as much or more with less forgetting. At a level of learning "
-    "between two neighbouring points that stay, forgetting is interpolated linearly. Below the "
-    "first of them it is that point's, marked \N{LESS-THAN OR EQUAL TO}: a run that learned more "
-    "has learned this much, and a lower rate may forget less. Above the last one the level was "
-    "not reached; nothing is extrapolated."
-)
 DIGITS = 9
-"""Behind the point, to which two scores must agree to be the same."""
+"""Decimals to which two scores must agree to be the same."""
 
 
 @dataclass(frozen=True)
 class Point:
-    """The end of a run; both are scores' differences or scores, in the metrics' units."""
+    """The end of a run: the target's score, and what another set's metric lost."""
 
     learning: float
     forgetting: float
@@ -32,7 +22,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Matched:
-    """What a level of learning costs."""
+    """What was forgotten at a level of learning."""
 
     forgetting: float
     is_bound: bool
@@ -40,7 +30,7 @@ class Matched:
 
 
 def frontier(points: Sequence[Point]) -> list[Point]:
-    """Returns the points that no other one beats, by rising learning and so rising forgetting.
+    """Return the points that no other one beats, by rising learning and so rising forgetting.
 
     A point is beaten by one with as much learning or more and as little forgetting or less; of
     equal points one stays. Points that are not finite never stay.
@@ -54,8 +44,7 @@ def frontier(points: Sequence[Point]) -> list[Point]:
 
 
 def at_learning(points: Sequence[Point], level: float) -> Matched | None:
-    """Returns the least forgetting at a level of learning, as `DEFINITION` says; None if no point
-    reaches the level."""
+    """Return the least forgetting at a level of learning; None if no point reaches the level."""
     best, level = frontier(points), _rounded(level)
     learned = [_rounded(point.learning) for point in best]
     if not best or learned[-1] < level:
@@ -69,5 +58,5 @@ def at_learning(points: Sequence[Point], level: float) -> Matched | None:
 
 
 def _rounded(value: float) -> float:
-    """Without the last digits: means of the same scores, added in another order, differ there."""
+    """Drop the last digits: means of the same scores, added in another order, differ there."""
     return round(value, DIGITS)

@@ -1,58 +1,70 @@
-"""The section of forgetting at matched learning: what each seed lost, and against the baselines."""
+"""The sections of forgetting at matched learning: an overview, and seed by seed with baselines."""
 
-from collections.abc import Mapping
+from statistics import fmean
 
-from titan_smf.report.document import Block, Section, Table, Text
-from titan_smf.report.frontier import DEFINITION, Matched, frontier
-from titan_smf.report.methods import Comparison, Method
+from titan_smf.report.document import EXPLANATIONS, Block, Section, Table, Text
+from titan_smf.report.frontier import Matched, frontier
+from titan_smf.report.methods import Comparison, Costs, Levels, Method
 from titan_smf.report.runs import EvaluationSet
-from titan_smf.report.tables import NOTHING, forgetting_label, number, percent
+from titan_smf.report.tables import NOTHING, number, percent
 
+OVERVIEW_LEVELS = tuple(tenth / 10 for tenth in range(1, 10))
 LEVELS = (0.5, 0.6, 0.7, 0.8)
 BASELINES = ("full", "lora")
-"""Kinds of methods against which the others are held."""
+"""Kinds of methods with which the others are compared."""
 BOUND = "\N{LESS-THAN OR EQUAL TO} "
 LEAST = "\N{GREATER-THAN OR EQUAL TO} "
 RATIO = "\N{DIVISION SIGN}"
 
-HOW_TO_READ = (
-    "One table for each set to keep and each level of learning: what every method lost on each "
-    f"seed where it has learned as much. Under {RATIO} its loss divided by that baseline's, seed "
-    "by seed in the order of the columns: 0.25 is a quarter of the baseline's loss. Seeds are "
-    f"never mixed; there is no ratio ({NOTHING}) where one of the two did not reach the level or "
-    f"the baseline lost nothing. A method's bound gives a bound of the ratio ({BOUND.strip()}), "
-    f"the baseline's bound the least that it can be ({LEAST.strip()}), two bounds nothing (?). "
-    "Ratios of losses near nothing say little, so read them beside the losses. Where full "
-    "finetuning or LoRA does not reach the lowest of the fixed levels on every seed, there is a "
-    "table at the most that it learned, on each seed its own."
-)
 
-Levels = Mapping[int | None, float]
-"""The level of learning on each seed."""
-Costs = dict[int | None, tuple[Matched, float | None]]
-"""What a method lost there, as `Method.matched` has it."""
+def at_a_glance(comparison: Comparison) -> Section | None:
+    """Return for each set to keep a table of methods and levels; None if no level is reached."""
+    tables: list[Block] = []
+    for place, evaluated in enumerate(comparison.kept):
+        rows = {
+            (method.name, len(method.by_seed)): {
+                level: method.matched(
+                    comparison.target, evaluated, dict.fromkeys(method.by_seed, level)
+                )
+                for level in OVERVIEW_LEVELS
+            }
+            for method in comparison.methods
+        }
+        reached = [level for level in OVERVIEW_LEVELS if any(row[level] for row in rows.values())]
+        if reached:
+            columns = ["method", "seeds", *(f"{level:.1f}" for level in reached)]
+            cells = [
+                [name, str(seeds), *(_mean_cost(row[level], seeds) for level in reached)]
+                for (name, seeds), row in rows.items()
+            ]
+            caption = f"{evaluated.forgetting_label} where {comparison.target.label} has come to"
+            tables.append(Table(caption, columns, cells, folded=place > 0))
+    return Section("At a glance", [Text(EXPLANATIONS["at_a_glance"]), *tables]) if tables else None
+
+
+def _mean_cost(costs: Costs, seeds: int) -> str:
+    """The mean of all seeds; that of some would be over other seeds in each column."""
+    if not costs:
+        return NOTHING
+    if len(costs) < seeds:
+        return f"{len(costs)} of {seeds} seeds"
+    bound = BOUND if any(matched.is_bound for matched, _ in costs.values()) else ""
+    return bound + number(fmean(matched.forgetting for matched, _ in costs.values()))
 
 
 def matched_learning(comparison: Comparison) -> Section:
-    """What the same amount of learning costs each method, for each set to keep."""
-    blocks: list[Block] = _missing_rates(comparison)
+    """Return what the same amount of learning costs each method, for each set to keep."""
+    blocks: list[Block] = [Text(EXPLANATIONS["matched_learning"]), *_missing_rates(comparison)]
     for place, evaluated in enumerate(comparison.kept):
         blocks += _of_set(comparison, evaluated, folded=place > 0)
     if not comparison.kept:
         blocks.append(Text("No held-out set and no background was evaluated."))
-    return Section("Forgetting at matched learning", [Text(HOW_TO_READ), *blocks, Text(DEFINITION)])
-
-
-def baseline_levels(
-    baseline: Method, target: EvaluationSet, evaluated: EvaluationSet
-) -> dict[int | None, float]:
-    """Returns by seed the most that a method learned; none of seeds without a finite point."""
-    points = baseline.points(target, evaluated)
-    return {seed: best[-1].learning for seed, all_ in points.items() if (best := frontier(all_))}
+    blocks.append(Text(EXPLANATIONS["frontier"]))
+    return Section("Forgetting at matched learning", blocks)
 
 
 def ratio(cost: Matched, baseline: Matched) -> str:
-    """A loss divided by a baseline's at the same learning, as `HOW_TO_READ` says."""
+    """Return a loss divided by a baseline's at the same learning, marked if it is a bound."""
     if not (baseline.forgetting > 0):
         return NOTHING
     if baseline.is_bound and (cost.is_bound or cost.forgetting < 0):
@@ -62,44 +74,42 @@ def ratio(cost: Matched, baseline: Matched) -> str:
     return sign + text.replace("-", "\N{MINUS SIGN}")
 
 
-def _missing_rates(comparison: Comparison) -> list[Block]:
+def _missing_rates(comparison: Comparison) -> list[Text]:
     """The caveat for seeds on which not all rates of a method ran."""
-    missing = [
+    missing = "; ".join(
         f"{method.name}, {len(runs)} of {len(method.by_rate)} on seed {seed}"
         for method in comparison.methods
         for seed, runs in method.by_seed.items()
         if seed is not None and len(runs) < len(method.by_rate)
-    ]
-    if not missing:
-        return []
-    text = (
-        "Not every rate ran on every seed, and the missing ones might have learned more or lost "
-        f"less: {'; '.join(missing)}."
     )
-    return [Text(text, strong=True)]
+    text = EXPLANATIONS["missing_rates"].format(missing=missing)
+    return [Text(text, strong=True)] if missing else []
 
 
 def _of_set(comparison: Comparison, evaluated: EvaluationSet, folded: bool) -> list[Block]:
     """The tables of one set, those of fixed levels before those of baselines."""
-    lost, target = forgetting_label(evaluated), comparison.target
-    seeds = list(dict.fromkeys(seed for method in comparison.methods for seed in method.by_seed))
+    target = comparison.target
+    seeds = list({seed for method in comparison.methods for seed in method.by_seed})
     seeds.sort(key=lambda seed: (seed is None, seed or 0))
     tables: list[Block] = []
     unreached = []
     for level in LEVELS:
-        found = _table(comparison, evaluated, dict.fromkeys(seeds, level), f"{level:g}", folded)
-        if found:
-            tables.append(found)
+        table = _table(comparison, evaluated, dict.fromkeys(seeds, level), f"{level:g}", folded)
+        if table:
+            tables.append(table)
         else:
             unreached.append(f"{level:g}")
     if unreached:
-        tables.append(Text(f"{lost}: {target.label} {', '.join(unreached)} not reached by any."))
+        levels_text = ", ".join(unreached)
+        text = f"{evaluated.forgetting_label}: {target.label} {levels_text} not reached by any."
+        tables.append(Text(text))
     for baseline in comparison.methods:
-        levels = baseline_levels(baseline, target, evaluated)
-        if baseline.kind in BASELINES and any(level < LEVELS[0] for level in levels.values()):
-            reached = ", ".join(number(levels[seed]) for seed in seeds if seed in levels)
+        points = baseline.points(target, evaluated)
+        most = {seed: best[-1].learning for seed in points if (best := frontier(points[seed]))}
+        if baseline.kind in BASELINES and any(level < LEVELS[0] for level in most.values()):
+            reached = ", ".join(number(most[seed]) for seed in seeds if seed in most)
             what = f"{reached}, the most that {baseline.name} learned"
-            if table := _table(comparison, evaluated, levels, what, folded):
+            if table := _table(comparison, evaluated, most, what, folded):
                 tables.append(table)
     return tables
 
@@ -124,12 +134,11 @@ def _table(
         ]
         for method, costs in reached
     ]
+    change = evaluated.change
     columns = ["method"]
-    columns += ["lost, no seed" if seed is None else f"lost, seed {seed}" for seed in levels]
-    if not evaluated.metric.higher_is_better:
-        columns = [column.replace("lost", "rise") for column in columns]
+    columns += [f"{change}, no seed" if s is None else f"{change}, seed {s}" for s in levels]
     columns += [f"{RATIO} {baseline.name}" for baseline, _ in baselines]
-    caption = f"{forgetting_label(evaluated)} at {comparison.target.label} {what}"
+    caption = f"{evaluated.forgetting_label} at {comparison.target.label} {what}"
     if len(reached) < len(matched):
         others = "; ".join(method.name for method, costs in matched if not costs)
         caption += f". Not reached on any seed: {others}"
@@ -142,7 +151,7 @@ def _lost(method: Method, costs: Costs, seed: int | None, evaluated: EvaluationS
         return "not reached" if seed in method.by_seed else NOTHING
     matched, share = costs[seed]
     text = (BOUND if matched.is_bound else "") + number(matched.forgetting)
-    shown = percent(share) if evaluated.metric.higher_is_better else ""
+    shown = percent(share) if evaluated.is_score else ""
     return f"{text}, {shown}" if shown else text
 
 

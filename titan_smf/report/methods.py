@@ -2,69 +2,71 @@
 
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from titan_smf.report.estimates import Estimate, over_seeds
+from titan_smf.report.estimates import Estimate, mean_of, over_seeds
 from titan_smf.report.frontier import Matched, Point, at_learning
 from titan_smf.report.runs import ROLES, EvaluationSet, Run
 
 ORDER_OF_KINDS = ("sparse_memory", "values", "lora", "full")
+
+Levels = Mapping[int | None, float]
+"""A level of learning for each seed."""
+Costs = dict[int | None, tuple[Matched, float | None]]
+"""By seed what was forgotten there, and its share of the seed's start."""
 
 
 @dataclass(frozen=True)
 class Setting:
     """The runs of a method with one rate, or those with the rates chosen for it: one a seed."""
 
-    method: str
     runs: tuple[Run, ...]
-    is_chosen: bool
+
+    @property
+    def method(self) -> str:
+        return self.runs[0].method
 
     @property
     def rate(self) -> str:
-        """In words; several where the seeds have different ones."""
+        """The rate as text; several where the seeds have different ones."""
         return ", ".join(f"{rate:g}" for rate in sorted({run.rate for run in self.runs}))
 
     @property
-    def numbers_per_step(self) -> float | None:
-        known = [run.numbers_per_step for run in self.runs if run.numbers_per_step is not None]
-        return math.fsum(known) / len(known) if known else None
+    def is_chosen(self) -> bool:
+        return all(run.is_chosen for run in self.runs)
 
-    def estimate(
-        self, evaluated: EvaluationSet, of: Callable[[Run], Estimate | None]
-    ) -> Estimate | None:
-        """Returns the mean over the runs that have a score of the set, None if none has.
-
-        Args:
-            of: gives it, between 0 and 1 if the metric is.
-        """
-        found = [estimate for run in self.runs if (estimate := of(run)) is not None]
-        if not found:
-            return None
-        is_share = evaluated.metric.higher_is_better
-        return over_seeds(found, 0.0, 1.0) if is_share else over_seeds(found)
+    @property
+    def parameters_per_step(self) -> float | None:
+        return mean_of(run.parameters_per_step for run in self.runs)
 
     def start(self, evaluated: EvaluationSet) -> Estimate | None:
-        return self.estimate(evaluated, lambda run: run.start(evaluated.name))
+        """Return the mean of `Run.start` over seeds."""
+        return self._mean(lambda run: run.start(evaluated), *_possible(evaluated))
 
     def end(self, evaluated: EvaluationSet) -> Estimate | None:
-        return self.estimate(evaluated, lambda run: run.end(evaluated.name))
+        """Return the mean of `Run.end` over seeds."""
+        return self._mean(lambda run: run.end(evaluated), *_possible(evaluated))
 
     def forgotten(self, evaluated: EvaluationSet) -> Estimate | None:
-        """`Run.forgotten`, averaged over seeds; no more than the start's high bound."""
-        found = [e for run in self.runs if (e := run.forgotten(evaluated)) is not None]
+        """Return the mean of `Run.forgotten` over seeds; at most the start's upper bound."""
         start = self.start(evaluated)
-        if not found or start is None:
+        if start is None:
             return None
         low = start.mean if start.low is None else start.low
         high = start.mean if start.high is None else start.high
-        if evaluated.metric.higher_is_better:
-            return over_seeds(found, low - 1.0, high)
-        return over_seeds(found, -high)
+        limits = (low - 1.0, high) if evaluated.is_score else (-high, math.inf)
+        return self._mean(lambda run: run.forgotten(evaluated), *limits)
 
     def forgotten_share(self, evaluated: EvaluationSet) -> float | None:
-        """`forgotten_share` of the runs, averaged over seeds."""
-        return mean_of(forgotten_share(run, evaluated) for run in self.runs)
+        """Return the mean of `Run.forgotten_share` over seeds."""
+        return mean_of(run.forgotten_share(evaluated) for run in self.runs)
+
+    def _mean(
+        self, of: Callable[[Run], Estimate | None], least: float, most: float
+    ) -> Estimate | None:
+        found = [estimate for run in self.runs if (estimate := of(run)) is not None]
+        return over_seeds(found, least, most) if found else None
 
 
 @dataclass(frozen=True)
@@ -82,16 +84,20 @@ class Method:
     def by_rate(self) -> list[Setting]:
         """By rising rate."""
         rates = sorted({run.rate for run in self.runs})
-        return [
-            Setting(self.name, tuple(r for r in self.runs if r.rate == rate), is_chosen=False)
-            for rate in rates
-        ]
+        return [Setting(tuple(run for run in self.runs if run.rate == rate)) for rate in rates]
+
+    @property
+    def by_seed(self) -> dict[int | None, list[Run]]:
+        seeds: dict[int | None, list[Run]] = {}
+        for run in self.runs:
+            seeds.setdefault(run.seed, []).append(run)
+        return seeds
 
     @property
     def chosen(self) -> Setting | None:
         """The runs at the chosen rate; None if none was chosen, or no run has it."""
         runs = tuple(run for run in self.runs if run.is_chosen)
-        return Setting(self.name, runs, is_chosen=True) if runs else None
+        return Setting(runs) if runs else None
 
     @property
     def settings(self) -> list[Setting]:
@@ -99,7 +105,7 @@ class Method:
         return [self.chosen] if self.chosen else self.by_rate
 
     def shown(self, target: EvaluationSet) -> Setting:
-        """What a picture shows: the chosen rate, or else the one that learned most."""
+        """Return what a picture shows: the chosen rate, or else the one that learned most."""
 
         def learned(setting: Setting) -> float:
             end = setting.end(target)
@@ -110,41 +116,28 @@ class Method:
     def points(
         self, target: EvaluationSet, evaluated: EvaluationSet
     ) -> dict[int | None, list[Point]]:
-        """Returns by seed what the runs learned of the target and forgot of a set."""
+        """Return by seed what the runs learned of the target and forgot of a set."""
         return {
             seed: [
                 Point(learned.mean, forgotten.mean)
                 for run in runs
-                if (learned := run.end(target.name)) and (forgotten := run.forgotten(evaluated))
+                if (learned := run.end(target)) and (forgotten := run.forgotten(evaluated))
             ]
             for seed, runs in self.by_seed.items()
         }
 
-    def matched(
-        self, target: EvaluationSet, evaluated: EvaluationSet, levels: Mapping[int | None, float]
-    ) -> dict[int | None, tuple[Matched, float | None]]:
-        """Returns by seed what a level of learning costs, and its share of the seed's start.
+    def matched(self, target: EvaluationSet, evaluated: EvaluationSet, levels: Levels) -> Costs:
+        """Return what each seed forgot of a set at its level of learning the target.
 
-        Seeds that do not reach the level are not in it; nor is one without evaluations of the set.
-
-        Args:
-            levels: of each seed; those without one are left out.
+        Seeds that have no level, do not reach it or were not evaluated on the set are left out.
         """
         found = {}
         for seed, points in self.points(target, evaluated).items():
             if seed in levels and (matched := at_learning(points, levels[seed])) is not None:
-                runs = self.by_seed[seed]
-                start = mean_of(s.mean for r in runs if (s := r.start(evaluated.name)))
+                starts = [run.start(evaluated) for run in self.by_seed[seed]]
+                start = mean_of(start.mean for start in starts if start)
                 found[seed] = matched, matched.forgetting / start if start else None
         return found
-
-    @property
-    def by_seed(self) -> dict[int | None, list[Run]]:
-        """The runs of each seed."""
-        seeds: dict[int | None, list[Run]] = {}
-        for run in self.runs:
-            seeds.setdefault(run.seed, []).append(run)
-        return seeds
 
 
 @dataclass(frozen=True)
@@ -169,7 +162,7 @@ class Comparison:
 
 
 def compare(runs: Sequence[Run], notes: list[str]) -> list[Comparison]:
-    """Returns the comparisons that can be made of runs, one for each target, by its name.
+    """Return the comparisons that can be made of runs, one for each target, by its name.
 
     Runs of one method, rate and seed beyond the first are left out and named in `notes`; so are
     those that have not come as far as others of their method.
@@ -183,7 +176,9 @@ def compare(runs: Sequence[Run], notes: list[str]) -> list[Comparison]:
 
 def _comparison(target: EvaluationSet, runs: Sequence[Run], notes: list[str]) -> Comparison:
     sets = {target.name: target}
+    by_method: dict[str, list[Run]] = {}
     for run in runs:
+        by_method.setdefault(run.method, []).append(run)
         for name, found in list(run.sets.items()):
             known = sets.setdefault(name, found)
             if known != found:
@@ -192,42 +187,22 @@ def _comparison(target: EvaluationSet, runs: Sequence[Run], notes: list[str]) ->
                     f"{run.folder}: left out {name}, it is {found.role} {found.kind} here and "
                     f"{known.role} {known.kind} in other runs"
                 )
-    by_method: dict[str, list[Run]] = {}
-    for run in runs:
-        by_method.setdefault(run.method, []).append(run)
     methods = [Method(name, _to_compare(runs, notes)) for name, runs in by_method.items()]
     for method in methods:
-        rates = {run.chosen[method.name] for run in method.runs if method.name in run.chosen}
+        rates = {run.chosen_rate for run in method.runs if run.chosen_rate is not None}
         if rates and method.chosen is None:
             named = ", ".join(f"{rate:g}" for rate in sorted(rates))
             notes.append(f"{method.name}: no run has the chosen rate {named}; all rates are shown")
-    return Comparison(
-        target,
-        tuple(sorted(methods, key=_order)),
-        tuple(sorted(sets.values(), key=lambda s: ROLES.index(s.role))),
-        notes,
-    )
-
-
-def forgotten_share(run: Run, evaluated: EvaluationSet) -> float | None:
-    """What a run forgot of a set as a share of the score before it; None if that was 0."""
-    start, forgotten = run.start(evaluated.name), run.forgotten(evaluated)
-    return forgotten.mean / start.mean if forgotten and start and start.mean else None
-
-
-def mean_of(values: Iterable[float | None]) -> float | None:
-    """The mean of those that are not None."""
-    known = [value for value in values if value is not None]
-    return math.fsum(known) / len(known) if known else None
+    ordered_sets = sorted(sets.values(), key=lambda s: ROLES.index(s.role))
+    return Comparison(target, tuple(sorted(methods, key=_order)), tuple(ordered_sets), notes)
 
 
 def _to_compare(runs: Sequence[Run], notes: list[str]) -> tuple[Run, ...]:
     """The runs of one method that are at their end, one for each rate and seed."""
-    if len({run.rate for run in runs}) == 1:
+    if len({run.rate for run in runs}) == 1 and len({run.other_rate for run in runs}) > 1:
         # A method may sweep the other rate: that of the values where all else is frozen.
-        other = {run.optimizer_rate if run.rate_is_of_values else run.values_rate for run in runs}
-        for run in runs if len(other) > 1 else []:
-            run.rate_is_of_values = not run.rate_is_of_values
+        for run in runs:
+            run.rate, run.other_rate = run.other_rate, run.rate
     last = max(run.last_step for run in runs)
     first: dict[tuple[float, int], Run] = {}
     kept = []
@@ -249,8 +224,12 @@ def _to_compare(runs: Sequence[Run], notes: list[str]) -> tuple[Run, ...]:
     return tuple(kept)
 
 
+def _possible(evaluated: EvaluationSet) -> tuple[float, float]:
+    return (0.0, 1.0) if evaluated.is_score else (-math.inf, math.inf)
+
+
 def _order(method: Method) -> tuple[int, list[tuple[int, str]]]:
-    """Methods of a kind together, t=50 before t=100."""
+    """Order methods of a kind together, t=50 before t=100."""
     kinds = (*ORDER_OF_KINDS, method.kind)
     parts = re.split(r"(\d+)", method.name.casefold())
     return kinds.index(method.kind), [(int(p) if p.isdecimal() else -1, p) for p in parts]

@@ -3,18 +3,19 @@
 import io
 import math
 import warnings
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from textwrap import wrap
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, NullLocator, PercentFormatter
 
-from titan_smf.report.document import Block, Picture, Section, Text, plain
+from titan_smf.report.document import EXPLANATIONS, Block, Picture, Section, Text, plain
+from titan_smf.report.estimates import mean_of
 from titan_smf.report.frontier import Point, frontier
-from titan_smf.report.methods import Comparison, Method, Setting, mean_of
+from titan_smf.report.methods import Comparison, Method, Setting
 from titan_smf.report.runs import EvaluationSet
 from titan_smf.report.tables import size
 
@@ -27,44 +28,39 @@ SMALLEST, LARGEST = 45.0, 280.0
 LEGEND_COLUMNS = 3
 """At most."""
 LINEAR_RISE = 0.01
-"""Of a loss, nats: below it the axis is linear, above logarithmic."""
+"""Rise of a loss in nats: below it the axis is linear, above it logarithmic."""
 RISES = [0.002, 0.005, *(digit * 10.0**power for power in range(-2, 3) for digit in (1, 2, 5))]
 """Where that axis may have ticks."""
 
-
-@dataclass(frozen=True)
-class Style:
-    """How a method is drawn, the same in all pictures."""
-
-    colour: str
-    dash: object
-    marker: str
+Style = dict[str, Any]
+"""How a method is drawn, the same in all pictures: matplotlib's color, linestyle and marker."""
 
 
 def styles(methods: Sequence[Method]) -> dict[str, Style]:
-    """Returns the style of each method; no two are alike up to 28 of them."""
+    """Return the style of each method by its name; up to 28 methods no two are alike."""
     found = {}
     for index, method in enumerate(methods):
         turn, place = divmod(index, len(COLOURS))
-        marker = MARKERS[(place + 2 * turn) % len(MARKERS)]
-        found[method.name] = Style(COLOURS[place], DASHES[turn % len(DASHES)], marker)
+        found[method.name] = {
+            "color": COLOURS[place],
+            "linestyle": DASHES[turn % len(DASHES)],
+            "marker": MARKERS[(place + 2 * turn) % len(MARKERS)],
+        }
     return found
 
 
 def costs_of_learning(comparison: Comparison) -> Section:
-    """For each set to keep: target score against what was kept of it."""
-    blocks: list[Block] = []
-    for evaluated in comparison.kept:
-        picture = _cost(comparison, evaluated)
-        if picture is None:
-            blocks.append(Text(f"{evaluated.name}: no run was evaluated before and after."))
-        else:
-            blocks.append(picture)
+    """Return for each set to keep: the target's score against what was kept of the set."""
+    blocks: list[Block] = [
+        _cost(comparison, evaluated)
+        or Text(f"{evaluated.name}: no run was evaluated before and after.")
+        for evaluated in comparison.kept
+    ]
     return Section("What learning costs", blocks)
 
 
 def learning_curves(comparison: Comparison) -> Section:
-    """The target and every set to keep over the steps of a run."""
+    """Return the target and every set to keep over the steps of a run."""
     shown = {method.name: method.shown(comparison.target) for method in comparison.methods}
     drawn = [comparison.target, *comparison.kept]
     columns = min(2, len(drawn))
@@ -82,11 +78,9 @@ def learning_curves(comparison: Comparison) -> Section:
     for axes in panels[len(drawn) :]:
         axes.set_axis_off()
     legend(figure, [(style_of[n], f"{n}, rate {s.rate}") for n, s in shown.items()])
-    which = (
-        "at its chosen rate"
-        if all(s.is_chosen for s in shown.values())
-        else ("at its chosen rate or, where none was chosen, at the one that learned most")
-    )
+    which = "at its chosen rate"
+    if not all(setting.is_chosen for setting in shown.values()):
+        which += " or, where none was chosen, at the one that learned most"
     caption = (
         f"Scores during the runs, each method {which}; mean over seeds, the band from the lowest "
         "to the highest."
@@ -100,16 +94,18 @@ def _cost(comparison: Comparison, evaluated: EvaluationSet) -> Picture | None:
     figure = Figure(figsize=(10, 5.2), layout="constrained")
     axes = figure.subplots()
     style_of = styles(comparison.methods)
-    areas = Areas([s for method in comparison.methods for s in method.by_rate])
+    area_of = _areas([s for method in comparison.methods for s in method.by_rate])
     entries, drawn = [], []
     for method in comparison.methods:
-        if points := _draw_rates(axes, method, target, evaluated, style_of[method.name], areas):
-            drawn += points
-            shown = mean_of(s.numbers_per_step for s in method.by_rate)
+        places = _places(method, target, evaluated)
+        if places:
+            _draw_rates(axes, places, evaluated.is_score, style_of[method.name], area_of)
+            drawn += [point for point, _ in places]
+            shown = mean_of(s.parameters_per_step for s in method.by_rate)
             entries.append((style_of[method.name], f"{method.name}  ({size(shown)})"))
     if not drawn:
         return None
-    if evaluated.metric.higher_is_better:
+    if evaluated.is_score:
         axes.set_ylabel(f"{_label(evaluated.label)} kept, % of start")
         axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
         axes.axhline(1.0, color="0.75", linewidth=1, zorder=1)
@@ -123,61 +119,58 @@ def _cost(comparison: Comparison, evaluated: EvaluationSet) -> Picture | None:
     axes.set_xlim(min(0.0, *learned), 1.06 * max(0.1, *learned))
     axes.set_xlabel(f"{_label(target.label)} after training  \N{RIGHTWARDS ARROW} learned more")
     plain_axes(axes)
-    legend(figure, entries, "method  (numbers that a step trains)")
-    caption = (
-        f"{target.label} against {evaluated.label}: up and to the right is better. One point a "
-        "rate, mean over seeds, its size by the trainable numbers of a step (logarithmic). Lines "
-        "join the points that no other one of the method beats; hollow points are beaten."
-    )
+    legend(figure, entries, "method  (trainable parameters per step)")
+    caption = EXPLANATIONS["cost_of_learning"].format(target=target.label, kept=evaluated.label)
     return Picture(f"{evaluated.name} against learning", png(figure), caption)
+
+
+def _places(
+    method: Method, target: EvaluationSet, evaluated: EvaluationSet
+) -> list[tuple[Point, Setting]]:
+    """The finite point of each rate: score learned, and share of a score lost or rise of a loss."""
+    places = []
+    for setting in method.by_rate:
+        learned, lost = setting.end(target), setting.forgotten(evaluated)
+        cost = lost.mean if lost else None
+        if evaluated.is_score:
+            cost = setting.forgotten_share(evaluated)
+        if learned and cost is not None and math.isfinite(learned.mean) and math.isfinite(cost):
+            places.append((Point(learned.mean, cost), setting))
+    return places
 
 
 def _draw_rates(
     axes: Axes,
-    method: Method,
-    target: EvaluationSet,
-    evaluated: EvaluationSet,
+    places: Sequence[tuple[Point, Setting]],
+    is_score: bool,
     style: Style,
-    areas: "Areas",
-) -> list[Point]:
-    """A point for each rate and the line of the frontier; returns the finite points."""
-    is_score = evaluated.metric.higher_is_better
-    places: list[tuple[Point, Setting]] = []
-    for setting in method.by_rate:
-        learned, cost = setting.end(target), _cost_of(setting, evaluated)
-        if learned and cost is not None and math.isfinite(learned.mean) and math.isfinite(cost):
-            places.append((Point(learned.mean, cost), setting))
+    area_of: Callable[[Setting], float],
+) -> None:
+    """Draw a point for each rate and the line of the frontier."""
 
     def height(point: Point) -> float:
         return 1 - point.forgetting if is_score else point.forgetting
 
     best = frontier([point for point, _ in places])
-    axes.plot(
-        [point.learning for point in best],
-        [height(point) for point in best],
-        color=style.colour,
-        linestyle=style.dash,
-        linewidth=1.6,
-        zorder=2,
-    )
+    learned, heights = [point.learning for point in best], [height(point) for point in best]
+    axes.plot(learned, heights, **style | {"marker": ""}, linewidth=1.6, zorder=2)
     for point, setting in places:
         on_line = point in best
         axes.scatter(
             point.learning,
             height(point),
-            s=areas.of(setting),
-            marker=style.marker,
-            facecolor=style.colour if on_line else "none",
-            edgecolor="white" if on_line else style.colour,
+            s=area_of(setting),
+            marker=style["marker"],
+            facecolor=style["color"] if on_line else "none",
+            edgecolor="white" if on_line else style["color"],
             alpha=1.0 if on_line else 0.6,
             linewidth=0.8,
             zorder=3,
         )
-    return [point for point, _ in places]
 
 
 def _scale_rises(axes: Axes, rises: Sequence[float]) -> None:
-    """The vertical axis for rises, turned; logarithmic above `LINEAR_RISE` where they are large."""
+    """Turn the vertical axis; make it logarithmic above `LINEAR_RISE` where rises are large."""
     low, high = min(0.0, *rises), max(LINEAR_RISE, *rises)
     if high <= 10 * LINEAR_RISE:
         margin = 0.06 * (high - low)
@@ -192,14 +185,6 @@ def _scale_rises(axes: Axes, rises: Sequence[float]) -> None:
     axes.yaxis.set_minor_locator(NullLocator())
 
 
-def _cost_of(setting: Setting, evaluated: EvaluationSet) -> float | None:
-    """The share of a score that was lost, or the rise of a loss."""
-    if evaluated.metric.higher_is_better:
-        return setting.forgotten_share(evaluated)
-    forgotten = setting.forgotten(evaluated)
-    return None if forgotten is None else forgotten.mean
-
-
 def _curve(axes: Axes, setting: Setting, evaluated: EvaluationSet, style: Style) -> None:
     by_step: dict[int, list[float]] = {}
     for run in setting.runs:
@@ -211,52 +196,31 @@ def _curve(axes: Axes, setting: Setting, evaluated: EvaluationSet, style: Style)
     if not steps:
         return
     means = [math.fsum(by_step[step]) / most for step in steps]
-    axes.plot(
-        steps,
-        means,
-        color=style.colour,
-        linestyle=style.dash,
-        marker=style.marker,
-        markersize=4,
-        linewidth=1.5,
-    )
+    axes.plot(steps, means, **style, markersize=4, linewidth=1.5)
     if most > 1:
         lows, highs = ([f(by_step[step]) for step in steps] for f in (min, max))
-        axes.fill_between(steps, lows, highs, color=style.colour, alpha=0.12, linewidth=0)
+        axes.fill_between(steps, lows, highs, color=style["color"], alpha=0.12, linewidth=0)
 
 
-class Areas:
-    """Areas of points by the logarithm of a step's trainable numbers, from those of all points."""
+def _areas(settings: Sequence[Setting]) -> Callable[[Setting], float]:
+    """Areas of points by the logarithm of the trainable parameters per step, from those of all;
+    the smallest where they are unknown."""
+    logs = [math.log(n) for s in settings if (n := s.parameters_per_step)]
+    low, high = (min(logs), max(logs)) if logs else (0.0, 0.0)
 
-    def __init__(self, settings: Sequence[Setting]) -> None:
-        logs = [math.log(n) for s in settings if (n := s.numbers_per_step)]
-        self.low, self.high = (min(logs), max(logs)) if logs else (0.0, 0.0)
-
-    def of(self, setting: Setting) -> float:
-        """In square points; the smallest where the numbers are unknown."""
-        if not setting.numbers_per_step or self.low == self.high:
+    def area(setting: Setting) -> float:
+        if not setting.parameters_per_step or low == high:
             return SMALLEST
-        share = (math.log(setting.numbers_per_step) - self.low) / (self.high - self.low)
+        share = (math.log(setting.parameters_per_step) - low) / (high - low)
         return SMALLEST + share * (LARGEST - SMALLEST)
 
+    return area
 
-def legend(
-    figure: Figure, entries: Sequence[tuple[Style, str]], title: str = "", markers: bool = True
-) -> None:
-    """Below the panels, an entry for each method, in as many columns as fit; the figure grows by
-    its height."""
-    handles = [
-        Line2D(
-            [],
-            [],
-            color=s.colour,
-            linestyle=s.dash,
-            marker=s.marker if markers else "",
-            markersize=6,
-            label=_label(t),
-        )
-        for s, t in entries
-    ]
+
+def legend(figure: Figure, entries: Sequence[tuple[Style, str]], title: str = "") -> None:
+    """Add an entry for each method below the panels, in as many columns as fit; the figure grows
+    by the legend's height."""
+    handles = [Line2D([], [], **style, markersize=6, label=_label(t)) for style, t in entries]
     for columns in range(LEGEND_COLUMNS, 0, -1):
         drawn = figure.legend(
             handles=handles,
@@ -286,11 +250,13 @@ def _label(text: str, width: int = 34) -> str:
 
 
 def plain_axes(axes: Axes) -> None:
+    """Leave out the frame's upper and right side; draw a faint grid."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.25, linewidth=0.6)
 
 
 def png(figure: Figure) -> bytes:
+    """Return the figure as the content of a PNG file."""
     content = io.BytesIO()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing")  # names in any script

@@ -1,7 +1,7 @@
 """Finished runs: the folders that hold one, and what their files say.
 
 A run is a folder with `config.toml`, `metrics.jsonl` or `results.jsonl`. What cannot be read is
-named in `notes`, one sentence each, and left out.
+left out and named in `notes`, one sentence each.
 """
 
 import json
@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from titan_smf.analysis.access_report import ANALYSIS_FILE
 from titan_smf.errors import UserError
-from titan_smf.report.access import analyses_below
-from titan_smf.report.estimates import Estimate
+from titan_smf.report.estimates import Estimate, mean_of
 
 CONFIG, METRICS, RESULTS, CHOSEN = "config.toml", "metrics.jsonl", "results.jsonl", "chosen.json"
 NO_DESCRIPTION = ("", "default job")  # the second one is torchtitan's default
@@ -28,7 +28,8 @@ class Metric:
     key: str
     """In results.jsonl."""
     label: str
-    higher_is_better: bool
+    is_score: bool
+    """Whether it is a score between 0 and 1, the higher the better; otherwise a loss."""
 
 
 METRIC_OF_KIND = {
@@ -55,8 +56,21 @@ class EvaluationSet:
         return METRIC_OF_KIND[self.kind]
 
     @property
+    def is_score(self) -> bool:
+        return self.metric.is_score
+
+    @property
     def label(self) -> str:
         return f"{self.name} {self.metric.label}"
+
+    @property
+    def change(self) -> str:
+        """What `Run.forgotten` measures."""
+        return "lost" if self.is_score else "rise"
+
+    @property
+    def forgetting_label(self) -> str:
+        return f"{self.label} {self.change}"
 
 
 @dataclass
@@ -64,86 +78,69 @@ class Run:
     """One training run and its evaluations."""
 
     folder: Path
-    config: dict[str, Any]
-    chosen: dict[str, Any]
-    """The rate of each method that chosen.json names."""
+    method: str
+    """`job.description`; without one, the folder's name."""
+    kind: str
+    """`finetune.method`."""
+    seed: int | None
+    """`debug.seed`; None if the run had none."""
+    rate: float
+    """The learning rate of what this run trains: `memory.value_lr` or `optimizer.lr`."""
+    other_rate: float
+    """The other one of the two."""
+    chosen_rate: float | None
+    """The method's rate in chosen.json."""
+    idf_path: str
+    """`selection.idf_path`."""
     sets: dict[str, EvaluationSet] = field(default_factory=dict)
     values: dict[str, dict[int, Estimate]] = field(default_factory=dict)
-    """Of each set's metric, by step."""
+    """The metric of each set by step."""
     counts: dict[str, int] = field(default_factory=dict)
     """Items of each set."""
-    rate_is_of_values: bool = False
-    """Whether `memory.value_lr` is the rate, and not `optimizer.lr`."""
-    numbers_per_step: float | None = None
-    """Trainable numbers that a step changes, averaged over the steps."""
-
-    @property
-    def kind(self) -> str:
-        """`finetune.method`."""
-        return str(self.config.get("finetune", {}).get("method", "full"))
-
-    @property
-    def method(self) -> str:
-        """`job.description`; without one, the folder's name."""
-        description = str(self.config.get("job", {}).get("description", ""))
-        return self.folder.name if description in NO_DESCRIPTION else description
-
-    @property
-    def rate(self) -> float:
-        """The learning rate of what this run trains."""
-        return self.values_rate if self.rate_is_of_values else self.optimizer_rate
-
-    @property
-    def values_rate(self) -> float:
-        """`memory.value_lr`."""
-        return float(self.config.get("memory", {}).get("value_lr", math.nan))
-
-    @property
-    def optimizer_rate(self) -> float:
-        """`optimizer.lr`."""
-        return float(self.config.get("optimizer", {}).get("lr", math.nan))
-
-    @property
-    def seed(self) -> int | None:
-        """`debug.seed`; None if the run had none."""
-        return self.config.get("debug", {}).get("seed")
+    parameters_per_step: float | None = None
+    """Trainable parameters that a step changes, averaged over the steps."""
 
     @property
     def is_chosen(self) -> bool:
         """Whether this run has the rate that was chosen for its method."""
-        rate = self.chosen.get(self.method)
-        return rate is not None and math.isclose(float(rate), self.rate, rel_tol=1e-6)
+        return self.chosen_rate is not None and math.isclose(
+            self.chosen_rate, self.rate, rel_tol=1e-6
+        )
 
     @property
     def last_step(self) -> int:
-        """Of the evaluations."""
+        """The last step with an evaluation."""
         return max(step for values in self.values.values() for step in values)
 
     @property
     def target(self) -> EvaluationSet | None:
         """The set that says how much was learned: the first one with the role, questions first."""
-        targets = [s for s in self.sets.values() if s.role == "target"]
-        scored = [s for s in targets if s.metric.higher_is_better]
-        return min(scored, key=lambda s: s.kind != "questions", default=None)
+        targets = [s for s in self.sets.values() if s.role == "target" and s.is_score]
+        return min(targets, key=lambda s: s.kind != "questions", default=None)
 
-    def start(self, name: str) -> Estimate | None:
-        """Of a set before the first step."""
-        return self.values.get(name, {}).get(0)
+    def start(self, evaluated: EvaluationSet) -> Estimate | None:
+        """Return a set's metric before the first step."""
+        return self.values.get(evaluated.name, {}).get(0)
 
-    def end(self, name: str) -> Estimate | None:
-        """Of a set after the last step."""
-        return self.values.get(name, {}).get(self.last_step)
+    def end(self, evaluated: EvaluationSet) -> Estimate | None:
+        """Return a set's metric after the last step."""
+        return self.values.get(evaluated.name, {}).get(self.last_step)
 
     def forgotten(self, evaluated: EvaluationSet) -> Estimate | None:
-        """How much worse a set became: the score lost, or the rise of a loss."""
-        start, end = self.start(evaluated.name), self.end(evaluated.name)
+        """Return how much worse a set became: the score lost, or the rise of a loss."""
+        start, end = self.start(evaluated), self.end(evaluated)
         if start is None or end is None:
             return None
-        return start.minus(end) if evaluated.metric.higher_is_better else end.minus(start)
+        return start.minus(end) if evaluated.is_score else end.minus(start)
+
+    def forgotten_share(self, evaluated: EvaluationSet) -> float | None:
+        """Return the share of the metric before training that was forgotten; None if it was 0."""
+        start, forgotten = self.start(evaluated), self.forgotten(evaluated)
+        return forgotten.mean / start.mean if forgotten and start and start.mean else None
 
 
 def find_runs(paths: Sequence[Path], notes: list[str]) -> list[Run]:
-    """Returns the runs with evaluations in folders and below them, by path, each once.
+    """Return the runs with evaluations in folders and below them, by path, each once.
 
     Raises:
         UserError: there is neither a run nor an analysis of accesses in one of `paths`.
@@ -160,7 +157,7 @@ def find_runs(paths: Sequence[Path], notes: list[str]) -> list[Run]:
             )
         chosen = _chosen_rates(path, notes)
         for folder in folders:
-            if folder.resolve() not in runs and (run := read_run(folder, chosen, notes)):
+            if folder.resolve() not in runs and (run := _read_run(folder, chosen, notes)):
                 runs[folder.resolve()] = run
     if not runs and not analyses_below(paths):
         found = "\n  ".join(dict.fromkeys(notes))
@@ -171,56 +168,14 @@ def find_runs(paths: Sequence[Path], notes: list[str]) -> list[Run]:
     return [runs[folder] for folder in sorted(runs)]
 
 
-def read_run(folder: Path, chosen: dict[Path, dict[str, Any]], notes: list[str]) -> Run | None:
-    """Returns a run with evaluations before and after training, or None and says why in `notes`.
-
-    Args:
-        chosen: the content of chosen.json by the folder that it lies in, the outermost first.
-    """
-    rates: dict[str, Any] = {}
-    for root, content in chosen.items():
-        if folder.resolve().is_relative_to(root):
-            rates |= content
-    config = _read_config(folder / CONFIG, notes)
-    if config is None:
-        return None
-    run = Run(folder, config, rates)
-    run.rate_is_of_values = run.kind in ("sparse_memory", "values")
-    if not (folder / RESULTS).is_file():
-        notes.append(f"{folder}: left out, it has no {RESULTS}: not evaluated")
-        return None
-    lines = read_lines(folder / RESULTS, notes)
-    own = [line for line in lines if line.get("checkpoint") is None]
-    if own and len(own) < len(lines):
-        notes.append(
-            f"{folder}: left out {len(lines) - len(own)} results of tools/evaluate.py; those of "
-            "the run itself are used"
-        )
-    for line in own or lines:
-        _take_result(run, line, notes)
-    metrics = read_lines(folder / METRICS, notes) if (folder / METRICS).is_file() else []
-    _take_metrics(run, metrics)
-    if math.isnan(run.rate):
-        notes.append(f"{folder}: left out, {CONFIG} names no learning rate")
-    elif not run.values:
-        notes.append(f"{folder}: left out, {RESULTS} holds no evaluation")
-    elif own and run.last_step < (steps := config.get("training", {}).get("steps", 0)):
-        notes.append(f"{folder}: left out, it has come to step {run.last_step} of {steps}")
-    elif run.last_step == 0:
-        notes.append(f"{folder}: left out, evaluated before the first step only")
-    elif run.target is None:
-        notes.append(f"{folder}: left out, no target set of questions or choices was evaluated")
-    elif run.end(run.target.name) is None:
-        name = run.target.name
-        notes.append(f"{folder}: left out, {name} was not evaluated at the end, {run.last_step}")
-    else:
-        _note_gaps(run, metrics, notes)
-        return run
-    return None
+def analyses_below(paths: Sequence[Path]) -> list[Path]:
+    """Return the files of access analyses in folders and below them."""
+    return [file for path in paths for file in path.rglob(ANALYSIS_FILE)]
 
 
 def read_lines(path: Path, notes: list[str]) -> list[dict[str, Any]]:
-    """The objects of a jsonl file; lines that are none are left out and named in `notes`."""
+    """Return the objects of a jsonl file; unlike `storage.read_lines`, reads on after a torn line
+    and names each."""
     lines, unreadable = [], []
     for number, text in enumerate(path.read_bytes().split(b"\n"), start=1):
         if not text.strip():
@@ -240,14 +195,14 @@ def read_lines(path: Path, notes: list[str]) -> list[dict[str, Any]]:
 
 
 def _run_folders(path: Path) -> Iterator[Path]:
-    """The folders that look like a run, sorted; not what runs keep inside theirs."""
+    """The folders that look like a run, sorted, without those that runs keep in their own."""
     for folder, below, files in os.walk(path):
         below[:] = sorted(n for n in below if n not in ("checkpoints", "tb") and n[0] != ".")
         if {CONFIG, METRICS, RESULTS} & set(files):
             yield Path(folder)
 
 
-def _chosen_rates(path: Path, notes: list[str]) -> dict[Path, dict[str, Any]]:
+def _chosen_rates(path: Path, notes: list[str]) -> dict[Path, dict[str, float]]:
     """Each chosen.json above and below a path by its folder, outer ones before those below."""
     above = [folder / CHOSEN for folder in path.resolve().parents]
     found = [*filter(Path.is_file, above), *path.resolve().rglob(CHOSEN)]
@@ -261,13 +216,78 @@ def _chosen_rates(path: Path, notes: list[str]) -> dict[Path, dict[str, Any]]:
     return chosen
 
 
-def _read_config(path: Path, notes: list[str]) -> dict[str, Any] | None:
+def _read_run(folder: Path, chosen: dict[Path, dict[str, float]], notes: list[str]) -> Run | None:
+    """A run with evaluations before and after training; None, and a note, if it has none.
+
+    Args:
+        chosen: the content of chosen.json by the folder that it lies in, the outermost first.
+    """
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        config = tomllib.loads((folder / CONFIG).read_text(encoding="utf-8"))
     except FileNotFoundError:
-        notes.append(f"{path.parent}: left out, it has no {CONFIG}: method and rate are unknown")
+        notes.append(f"{folder}: left out, it has no {CONFIG}: method and rate are unknown")
+        return None
     except ValueError as error:
-        notes.append(f"{path}: run left out, cannot be read: {error}")
+        notes.append(f"{folder / CONFIG}: run left out, cannot be read: {error}")
+        return None
+    if not (folder / RESULTS).is_file():
+        notes.append(f"{folder}: left out, it has no {RESULTS}: not evaluated")
+        return None
+    run = _run_of(folder, config, chosen)
+    lines = read_lines(folder / RESULTS, notes)
+    own = [line for line in lines if line.get("checkpoint") is None]
+    if own and len(own) < len(lines):
+        notes.append(
+            f"{folder}: left out {len(lines) - len(own)} results of tools/evaluate.py; those of "
+            "the run itself are used"
+        )
+    for line in own or lines:
+        _take_result(run, line, notes)
+    metrics = read_lines(folder / METRICS, notes) if (folder / METRICS).is_file() else []
+    _take_metrics(run, metrics)
+    steps = config.get("training", {}).get("steps", 0) if own else 0
+    if reason := _reason_to_leave_out(run, steps):
+        notes.append(f"{folder}: left out, {reason}")
+        return None
+    _note_gaps(run, metrics, notes)
+    return run
+
+
+def _run_of(folder: Path, config: dict[str, Any], chosen: dict[Path, dict[str, float]]) -> Run:
+    """A run as its configuration describes it."""
+
+    def setting(section: str, name: str, default: Any) -> Any:
+        return config.get(section, {}).get(name, default)
+
+    description = str(setting("job", "description", ""))
+    method = folder.name if description in NO_DESCRIPTION else description
+    kind = str(setting("finetune", "method", "full"))
+    rate = float(setting("optimizer", "lr", math.nan))
+    other_rate = float(setting("memory", "value_lr", math.nan))
+    if kind in ("sparse_memory", "values"):
+        rate, other_rate = other_rate, rate
+    chosen_rate = None
+    for root, content in chosen.items():
+        if folder.resolve().is_relative_to(root):
+            chosen_rate = content.get(method, chosen_rate)
+    seed, idf_path = setting("debug", "seed", None), str(setting("selection", "idf_path", ""))
+    return Run(folder, method, kind, seed, rate, other_rate, chosen_rate, idf_path)
+
+
+def _reason_to_leave_out(run: Run, steps: int) -> str | None:
+    """Why a run cannot be compared; None if it can."""
+    if math.isnan(run.rate):
+        return f"{CONFIG} names no learning rate"
+    if not run.values:
+        return f"{RESULTS} holds no evaluation"
+    if run.last_step < steps:
+        return f"it has come to step {run.last_step} of {steps}"
+    if run.last_step == 0:
+        return "evaluated before the first step only"
+    if run.target is None:
+        return "no target set of questions or choices was evaluated"
+    if run.end(run.target) is None:
+        return f"{run.target.name} was not evaluated at the end, {run.last_step}"
     return None
 
 
@@ -302,25 +322,22 @@ def _take_result(run: Run, line: dict[str, Any], notes: list[str]) -> None:
 
 def _take_metrics(run: Run, metrics: Sequence[dict[str, Any]]) -> None:
     """Add the evaluations that only metrics.jsonl has, without intervals, and the step's size."""
-    sizes = []
     for line in metrics:
         step = line.get("step")
         for name, values in run.values.items():
             value = line.get(f"evaluation/{name}/{run.sets[name].metric.key}")
             if isinstance(value, int | float) and isinstance(step, int):
                 values.setdefault(step, Estimate(float(value)))
-        if isinstance(size := line.get("numbers_updated"), int | float):
-            sizes.append(float(size))
-    if sizes:
-        run.numbers_per_step = math.fsum(sizes) / len(sizes)
+    sizes = [line.get("numbers_updated") for line in metrics]
+    run.parameters_per_step = mean_of(s if isinstance(s, int | float) else None for s in sizes)
 
 
 def _note_gaps(run: Run, metrics: Sequence[dict[str, Any]], notes: list[str]) -> None:
     """Say what a run that is used lacks."""
-    for name in run.values:
-        if run.start(name) is None:
+    for name, evaluated in run.sets.items():
+        if run.start(evaluated) is None:
             notes.append(f"{run.folder}: {name} was not evaluated before the first step")
-        if (end := run.end(name)) is None:
+        if (end := run.end(evaluated)) is None:
             notes.append(f"{run.folder}: {name} was not evaluated at the end, step {run.last_step}")
         elif not math.isfinite(end.mean):
             notes.append(f"{run.folder}: {name} is not finite at the end: the run has diverged")

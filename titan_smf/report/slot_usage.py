@@ -19,7 +19,7 @@ from matplotlib.ticker import PercentFormatter
 
 from titan_smf import storage
 from titan_smf.errors import UserError
-from titan_smf.report.document import Picture, Section, Table, Text
+from titan_smf.report.document import EXPLANATIONS, Picture, Section, Table, Text
 from titan_smf.report.methods import Comparison
 from titan_smf.report.pictures import legend, plain_axes, png, styles
 from titan_smf.report.runs import Run, read_lines
@@ -28,20 +28,19 @@ from titan_smf.report.tables import NOTHING, percent
 SELECTIONS = "selections.jsonl"
 QUANTILES = (0.1, 0.5, 0.9, 0.99)
 LINEAR_DF = 0.01
-"""Share of the documents: below it the axis of df is linear, above logarithmic."""
+"""Share of the documents: below it the axis of df is linear, above it logarithmic."""
 
 Integers = npt.NDArray[np.int64]
+Frequencies = npt.NDArray[np.float64]
+"""(N slots,) share of the background's documents in which each slot occurs."""
 
 
 @dataclass(frozen=True)
 class Selections:
-    """What a run selected, step by step.
-
-    Args:
-        sets: (t,) slot ids of each step, no id twice in one.
-    """
+    """The slots that a run selected."""
 
     sets: Sequence[Integers]
+    """(t,) slot ids of each step, no id twice in one."""
 
     @property
     def times(self) -> tuple[Integers, Integers]:
@@ -76,53 +75,48 @@ class Selections:
         in_common = float((times * (times - 1) // 2).sum()) / (steps * (steps - 1) / 2)
         return in_common / self.slots_per_step
 
+    def frequencies(self, background: Frequencies) -> Frequencies:
+        """Return the document frequency of each selection."""
+        return np.repeat(background[self.times[0]], self.times[1])
+
 
 def slot_usage(comparison: Comparison) -> Section | None:
-    """How often slots were selected, how much steps share, how common the slots are elsewhere.
+    """Return how often slots were selected, how much steps share, how common the slots are.
 
     One run a method: that of the lowest seed, at the rate that the pictures show. None if no run
     logged its selections.
     """
     selections: dict[str, Selections] = {}
-    frequencies: dict[str, Frequencies] = {}
+    backgrounds: dict[str, Frequencies] = {}
     for method in comparison.methods:
         runs = sorted(method.shown(comparison.target).runs, key=lambda run: run.seed or 0)
         run = next((run for run in runs if (run.folder / SELECTIONS).is_file()), None)
-        if run is None or (selected := read_selections(run, comparison.notes)) is None:
+        if run is None or (selected := _read_selections(run, comparison.notes)) is None:
             continue
         selections[method.name] = selected
-        background = read_frequencies(run, int(selected.times[0][-1]), comparison.notes)
+        background = _read_frequencies(run, int(selected.times[0][-1]), comparison.notes)
         if background is not None:
-            frequencies[method.name] = background
+            backgrounds[method.name] = background
     if not selections:
         return None
-    rows = [
-        [name, *_numbers(s), *_quantiles(s, frequencies.get(name))]
-        for name, s in selections.items()
-    ]
-    columns = ["method", "steps", "slots a step", "different slots", "selected once"]
+    rows = [[name, *_cells(s, backgrounds.get(name))] for name, s in selections.items()]
+    columns = ["method", "steps", "slots per step", "different slots", "selected once"]
     columns += ["shared with the step before", "shared by two steps"]
     columns += [f"df, {quantile:.0%} of selections below" for quantile in QUANTILES]
     caption = "Slots selected, one run a method; df in % of the background's documents"
-    used = _used_quantiles(frequencies)
-    explained = (
-        "Steps share slots where they need the same ones: steps in a row often learn the same "
-        f"fact, pairs of steps mostly do not.{used}"
-    )
-    drawn = _picture(comparison, selections, frequencies)
+    explained = EXPLANATIONS["slot_usage"]
+    background = next(iter(backgrounds.values()), None)
+    if background is not None and (background > 0).any():
+        used = background[background > 0]
+        explained += EXPLANATIONS["slots_of_background"].format(
+            used=len(used), slots=len(background), quantiles=", ".join(_quantiles(used))
+        )
+    drawn = _picture(comparison, selections, backgrounds)
     return Section("Slot usage", [drawn, Table(caption, columns, rows), Text(explained)])
 
 
-@dataclass(frozen=True)
-class Frequencies:
-    """In how many of the background's documents each slot occurs."""
-
-    df: npt.NDArray[np.int32]
-    documents: int
-
-
-def read_selections(run: Run, notes: list[str]) -> Selections | None:
-    """Returns what a run selected; None, and a note, if nothing can be read."""
+def _read_selections(run: Run, notes: list[str]) -> Selections | None:
+    """What a run selected; None, and a note, if it cannot be read."""
     path = run.folder / SELECTIONS
     try:
         sets = [np.array(line["slots"], np.int64) for line in read_lines(path, notes)]
@@ -134,19 +128,19 @@ def read_selections(run: Run, notes: list[str]) -> Selections | None:
     return Selections(sets)
 
 
-def read_frequencies(run: Run, last_slot: int, notes: list[str]) -> Frequencies | None:
-    """Returns the counts that a run's configuration names; None, and a note, if there are none for
+def _read_frequencies(run: Run, last_slot: int, notes: list[str]) -> Frequencies | None:
+    """The frequencies that a run's configuration names; None, and a note, if there are none for
     slots up to the last one that it selected.
 
-    A relative path is looked for here, then beside the run's folder and those above it.
+    A relative path is looked for here, then beside the run's folder and those above it. Read
+    without `sparse.idf_file`, which imports torch.
     """
-    named = str(run.config.get("selection", {}).get("idf_path", ""))
+    named = run.idf_path
     if not named:
         return None
-    near = [str(folder / named) for folder in run.folder.resolve().parents]
-    places = (
-        [named, *near] if storage.is_local(named) and not Path(named).is_absolute() else [named]
-    )
+    places = [named]
+    if storage.is_local(named) and not Path(named).is_absolute():
+        places += [str(folder / named) for folder in run.folder.resolve().parents]
     try:
         path = next((place for place in places if storage.exists(place)), None)
         if path is None:
@@ -160,13 +154,14 @@ def read_frequencies(run: Run, last_slot: int, notes: list[str]) -> Frequencies 
             raise ValueError(
                 f"{documents} documents, {len(df)} slots, and slot {last_slot} selected"
             )
-        return Frequencies(df, documents)
+        return df / documents
     except (UserError, safetensors.SafetensorError, ValueError, KeyError, TypeError) as error:
         notes.append(f"{run.folder}: document frequencies not used: {named}: {error}")
         return None
 
 
-def _numbers(selections: Selections) -> list[str]:
+def _cells(selections: Selections, background: Frequencies | None) -> list[str]:
+    """A row of the table; the last cells are quantiles over selections, each counted."""
     times = selections.times[1]
     shares = (selections.overlap_of_neighbours, selections.overlap_of_pairs)
     return [
@@ -175,71 +170,55 @@ def _numbers(selections: Selections) -> list[str]:
         f"{len(times):,}",
         percent(float((times == 1).mean())),
         *(percent(share) or NOTHING for share in shares),
+        *(
+            [NOTHING] * len(QUANTILES)
+            if background is None
+            else _quantiles(selections.frequencies(background))
+        ),
     ]
 
 
-def _quantiles(selections: Selections, background: Frequencies | None) -> list[str]:
-    """Of the document frequency of what was selected, each selection counted."""
-    if background is None:
-        return [NOTHING] * len(QUANTILES)
-    slots, times = selections.times
-    df = np.repeat(background.df[slots], times) / background.documents
-    return [percent(float(value)) for value in np.quantile(df, QUANTILES)]
-
-
-def _used_quantiles(frequencies: dict[str, Frequencies]) -> str:
-    """The same of all slots that the background uses, for comparison; of the first background."""
-    background = next(iter(frequencies.values()), None)
-    if background is None or not (background.df > 0).any():
-        return ""
-    df = background.df[background.df > 0] / background.documents
-    values = ", ".join(percent(float(value)) for value in np.quantile(df, QUANTILES))
-    return (
-        f" Of all slots that the background uses ({len(df):,} of {len(background.df):,}) the same "
-        f"quantiles of df are {values}."
-    )
+def _quantiles(frequencies: Frequencies) -> list[str]:
+    return [percent(float(value)) for value in np.quantile(frequencies, QUANTILES)]
 
 
 def _picture(
-    comparison: Comparison, selections: dict[str, Selections], frequencies: dict[str, Frequencies]
+    comparison: Comparison, selections: dict[str, Selections], backgrounds: dict[str, Frequencies]
 ) -> Picture:
     """Left: how many slots were selected n times or more. Right: df of what was selected."""
-    style_of = styles(comparison.methods)
-    panels = 2 if frequencies else 1
+    style_of = {n: s | {"marker": ""} for n, s in styles(comparison.methods).items()}
     figure = Figure(figsize=(11, 4.6), layout="constrained")
-    left, *right = figure.subplots(1, panels, squeeze=False)[0]
+    left, *right = figure.subplots(1, 2 if backgrounds else 1, squeeze=False)[0]
     for name, selected in selections.items():
-        line = {"color": style_of[name].colour, "linestyle": style_of[name].dash}
         times = np.sort(selected.times[1])
         reached, first = np.unique(times, return_index=True)
-        left.plot(reached, len(times) - first, drawstyle="steps-post", **line)
-        if name in frequencies:
-            background, (slots, counts) = frequencies[name], selected.times
-            df = np.sort(np.repeat(background.df[slots], counts)) / background.documents
-            _distribution(right[0], df, **line)
+        left.plot(reached, len(times) - first, drawstyle="steps-post", **style_of[name])
+        if name in backgrounds:
+            _distribution(right[0], selected.frequencies(backgrounds[name]), **style_of[name])
     left.set(xscale="log", yscale="log", xlabel="times selected, n")
     left.set_ylabel("slots selected n times or more")
     for axis in (left.xaxis, left.yaxis):
         axis.set_major_formatter("{x:,.0f}")
     plain_axes(left)
-    if frequencies:
-        background = next(iter(frequencies.values()))
-        df = np.sort(background.df[background.df > 0]) / background.documents
-        _distribution(right[0], df, color="0.6", linewidth=4, alpha=0.6, zorder=1)
+    if backgrounds:
+        background = next(iter(backgrounds.values()))
+        used = background[background > 0]
+        _distribution(right[0], used, color="0.6", linewidth=4, alpha=0.6, zorder=1)
         right[0].set_xscale("symlog", linthresh=LINEAR_DF)
         right[0].set(xlabel="share of background documents that use the slot (df)", ylim=(0, 1.02))
         right[0].set_ylabel("share of selections below (grey: of all slots in use)")
         for axis in (right[0].xaxis, right[0].yaxis):
             axis.set_major_formatter(PercentFormatter(1.0))
         plain_axes(right[0])
-    legend(figure, [(style_of[name], name) for name in selections], markers=False)
+    legend(figure, [(style_of[name], name) for name in selections])
     caption = "How often slots were selected" + (
-        ", and how common in the background the selected ones are." if frequencies else "."
+        ", and how common in the background the selected ones are." if backgrounds else "."
     )
     return Picture("slot usage", png(figure), caption)
 
 
-def _distribution(axes: Axes, ascending: npt.NDArray[np.float64], **line: Any) -> None:
-    values, last = np.unique(ascending[::-1], return_index=True)
-    shares = 1 - last / len(ascending)
+def _distribution(axes: Axes, frequencies: Frequencies, **line: Any) -> None:
+    """Draw the share of frequencies up to each value."""
+    values, last = np.unique(np.sort(frequencies)[::-1], return_index=True)
+    shares = 1 - last / len(frequencies)
     axes.plot([0, *values], [0, *shares], drawstyle="steps-post", **line)
