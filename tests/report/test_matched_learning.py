@@ -55,8 +55,7 @@ def test_a_run_that_learned_more_and_forgot_less_bounds_the_levels_below_it() ->
     assert at_learning(points, 0.7) == Matched(-0.05, is_bound=False)
 
 
-def test_forgetting_at_matched_learning_seed_by_seed(tmp_path: Path) -> None:
-    root = tmp_path / "root"
+def test_forgetting_at_matched_learning_seed_by_seed(root: Path) -> None:
     # Seed 0 loses .04 at .5 and .12 at .7, seed 1 .08 at .5 and .16 at .7, where it ends.
     for seed, extra in enumerate([0.0, 0.04]):
         for rate, learned, score in ((1.0, 0.4, 0.8), (2.0, 0.6, 0.72), (4.0, 0.7, 0.68)):
@@ -98,8 +97,7 @@ def test_forgetting_at_matched_learning_seed_by_seed(tmp_path: Path) -> None:
     assert "nothing is extrapolated" in text
 
 
-def test_overview_means_over_all_seeds_or_says_how_many_there_are(tmp_path: Path) -> None:
-    root = tmp_path / "root"
+def test_overview_means_over_all_seeds_or_says_how_many_there_are(root: Path) -> None:
     for seed, most in enumerate([0.25, 0.35]):
         for rate, learned, score in ((1.0, 0.15, 0.78), (2.0, most, 0.70 - 0.12 * seed)):
             write_run(root / f"{seed}-{rate}", SPARSE, rate, seed, scores(learned, score))
@@ -116,8 +114,7 @@ def test_overview_means_over_all_seeds_or_says_how_many_there_are(tmp_path: Path
     assert rows[FULL] == full
 
 
-def test_baselines_below_all_levels_are_compared_at_the_most_they_learned(tmp_path: Path) -> None:
-    root = tmp_path / "root"
+def test_baselines_below_all_levels_are_compared_at_the_most_they_learned(root: Path) -> None:
     for seed, most in enumerate([0.2, 0.3]):
         # .016 lost at .1, .04 at .3
         for rate, learned, score in ((1.0, 0.1, 0.784), (2.0, 0.3, 0.76)):
@@ -151,8 +148,7 @@ def test_ratios_of_bounds_are_bounds_where_something_follows() -> None:
         assert ratio(exact(0.1), exact(nothing)) == "—"
 
 
-def test_a_run_that_diverged_is_named_and_reaches_no_frontier(tmp_path: Path) -> None:
-    root = tmp_path / "root"
+def test_a_run_that_diverged_is_named_and_reaches_no_frontier(root: Path) -> None:
     write_run(root / "a", FULL, 1e-4, 0, scores(0.7, 0.6), kind="full")
     write_run(root / "b", FULL, 1.0, 0, scores(0.9, 0.7, math.nan), kind="full")
     text = report(root)

@@ -44,7 +44,7 @@ def write_run(
     folder: Path,
     method: str,
     rate: float,
-    seed: int,
+    seed: int | None,
     ends: Scores,
     kind: str = "sparse_memory",
     idf_path: str = "",
@@ -54,7 +54,7 @@ def write_run(
     other = 0.123  # the rate that this method does not use
     config = {
         "job": {"description": method},
-        "debug": {"seed": seed},
+        "debug": {} if seed is None else {"seed": seed},
         "finetune": {"method": kind},
         "memory": {"value_lr": rate if kind == "sparse_memory" else other},
         "optimizer": {"lr": other if kind == "sparse_memory" else rate},
