@@ -153,8 +153,6 @@ def test_reads_the_configuration_that_runs_save(root: Path) -> None:
         save_resolved(load_config([*options, "--debug.seed=7"]), run / "config.toml")
     text = report(root)
     rows = table(text, "Learning and forgetting")
-    assert {(name, row["rate"]) for name, row in rows.items()} == {
-        ("sparse_memory", "0.25"),
-        ("full", "0.25"),
-    }
+    assert rows.keys() == {"sparse_memory", "full"}
+    assert {row["rate"] for row in rows.values()} == {"0.25"}
     assert "Seeds: 7." in text

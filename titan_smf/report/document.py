@@ -8,9 +8,10 @@ import html
 import re
 import tomllib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
+from typing import get_args
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
@@ -74,7 +75,7 @@ class Section:
     """A heading and the blocks below it."""
 
     title: str
-    blocks: list[Block] = field(default_factory=list)
+    blocks: Sequence[Block]
     level: int = 2
     """Of the heading; the document's title has level 1."""
 
@@ -130,7 +131,7 @@ def _environment(suffix: str) -> Environment:
         keep_trailing_newline=True,
     )
     environment.filters |= {"base64": base64.b64encode, "cell": _two_lines}
-    for block in (Text, Points, Table, Picture, Fragment):
+    for block in get_args(Block):
         environment.tests[block.__name__] = lambda value, block=block: isinstance(value, block)
     return environment
 

@@ -100,9 +100,8 @@ def _of_set(comparison: Comparison, evaluated: EvaluationSet, folded: bool) -> l
         else:
             unreached.append(f"{level:g}")
     if unreached:
-        levels_text = ", ".join(unreached)
-        text = f"{evaluated.forgetting_label}: {target.label} {levels_text} not reached by any."
-        tables.append(Text(text))
+        label = f"{evaluated.forgetting_label}: {target.label}"
+        tables.append(Text(f"{label} {', '.join(unreached)} not reached by any."))
     for baseline in comparison.methods:
         points = baseline.points(target, evaluated)
         most = {seed: best[-1].learning for seed in points if (best := frontier(points[seed]))}
@@ -151,8 +150,7 @@ def _lost(method: Method, costs: Costs, seed: int | None, evaluated: EvaluationS
         return "not reached" if seed in method.by_seed else NOTHING
     matched, share = costs[seed]
     text = (BOUND if matched.is_bound else "") + number(matched.forgetting)
-    shown = percent(share) if evaluated.is_score else ""
-    return f"{text}, {shown}" if shown else text
+    return ", ".join(filter(None, [text, percent(share) if evaluated.is_score else ""]))
 
 
 def _ratios(costs: Costs, baseline: Costs, levels: Levels) -> str:

@@ -23,7 +23,7 @@ NO_DESCRIPTION = ("", "default job")  # the second one is torchtitan's default
 
 @dataclass(frozen=True)
 class Metric:
-    """What a kind of set is measured by."""
+    """What a kind of evaluation set is measured by."""
 
     key: str
     """In results.jsonl."""
