@@ -10,13 +10,10 @@ from titan_smf.config.job import load_config, save_resolved
 from titan_smf.config.sections import Evaluation, EvaluationSet
 from titan_smf.data.tokenizer import load_tokenizer
 from titan_smf.errors import ConfigError, DataError
-from titan_smf.evaluation.evaluate import SetResult
-from titan_smf.evaluation.likelihood import AnswerTask, TokenTask
 from titan_smf.evaluation.metrics import Estimate
-from titan_smf.evaluation.multiple_choice import ChoiceTask
-from titan_smf.evaluation.question_answering import QuestionTask
-from titan_smf.evaluation.results import ResultsFile
-from titan_smf.evaluation.sets import OpenSet, open_sets
+from titan_smf.evaluation.results import ResultsFile, SetResult
+from titan_smf.evaluation.sets import open_sets
+from titan_smf.evaluation.tasks import AnswerTask, ChoiceTask, QuestionTask, Task, TokenTask
 from titan_smf.evaluation.templates import load_template
 
 NQ = {"question": "who wrote it", "answer": ["Bobby Scott", "Bob Russell"]}
@@ -37,7 +34,7 @@ def written(folder: Path, name: str, *rows: dict[str, Any]) -> str:
     return str(path)
 
 
-def opened(*sets: EvaluationSet | str, max_seq_len: int = 2000, **settings: Any) -> list[OpenSet]:
+def opened(*sets: EvaluationSet | str, max_seq_len: int = 2000, **settings: Any) -> list[Task]:
     evaluation = Evaluation(sets=list(sets), **settings)
     return open_sets(evaluation, TOKENIZER, max_seq_len, 64)
 
@@ -69,9 +66,10 @@ def test_kinds_names_and_templates_follow_from_the_files(tmp_path: Path) -> None
     ]
     kinds = [QuestionTask, AnswerTask, ChoiceTask, ChoiceTask]
     kinds += [QuestionTask, TokenTask, QuestionTask, TokenTask]
-    assert [type(each.task) for each in sets] == kinds
-    assert sets[0].task.settings == {"max_new_tokens": 32, "template": "question", "shots": 5}
-    assert sets[5].task.count == (100 * 5 + 2 - 1) // 64  # with the begin and end tokens
+    assert [type(each) for each in sets] == kinds
+    settings = {"path": sets[0].given.path, "max_new_tokens": 32}
+    assert sets[0].settings == settings | {"template": "question", "shots": 5}
+    assert sets[5].count == (100 * 5 + 2 - 1) // 64  # with the begin and end tokens
 
 
 def test_items_become_the_text_of_their_template(tmp_path: Path) -> None:
@@ -82,23 +80,23 @@ def test_items_become_the_text_of_their_template(tmp_path: Path) -> None:
         written(tmp_path, "hellaswag.jsonl", HELLASWAG),
         EvaluationSet(written(tmp_path, "facts.jsonl", NQ), template="world"),
     )
-    assert isinstance(questions.task, QuestionTask)
-    assert [TOKENIZER.decode(prompt[1:]) for prompt in questions.task.prompts] == [
+    assert isinstance(questions, QuestionTask)
+    assert [TOKENIZER.decode(prompt[1:]) for prompt in questions.prompts] == [
         "Question: what is the capital city of australia\nAnswer: Canberra\n\n"
         "Question: who wrote it\nAnswer:"
     ]
-    assert isinstance(answers.task, AnswerTask)
-    text = answers.task.texts[0]
+    assert isinstance(answers, AnswerTask)
+    text = answers.texts[0]
     assert TOKENIZER.decode(text.tokens[text.start :]) == " " + GSM8K["answer"]
     assert TOKENIZER.decode(text.tokens[1 : text.start]) == "Question: 2 and 3?\nAnswer:"
-    assert isinstance(choices.task, ChoiceTask)
-    assert [TOKENIZER.decode(text.tokens[1:]) for text in choices.task.texts] == [
+    assert isinstance(choices, ChoiceTask)
+    assert [TOKENIZER.decode(text.tokens[1:]) for text in choices.texts] == [
         "Baking: A man stirs. He eats it. Done",
         "Baking: A man stirs. He flies off.",
     ]
-    assert isinstance(world.task, QuestionTask)
-    assert TOKENIZER.decode(world.task.prompts[0][1:]) == "Q: who wrote it\nA:"
-    assert world.task.stop == ["\n"]
+    assert isinstance(world, QuestionTask)
+    assert TOKENIZER.decode(world.prompts[0][1:]) == "Q: who wrote it\nA:"
+    assert world.stop == ["\n"]
 
 
 def test_no_template_cuts_answers_at_a_full_stop_or_comma() -> None:
@@ -113,8 +111,8 @@ def test_a_user_can_bring_templates_and_set_shots_and_limits(tmp_path: Path) -> 
     )
     path = written(tmp_path, "q.jsonl", NQ, NQ | {"question": "when"}, NQ | {"question": "why"})
     (each,) = opened(EvaluationSet(path, template=f"{tmp_path}/my.toml#short", limit=2))
-    assert isinstance(each.task, QuestionTask)
-    assert [TOKENIZER.decode(prompt[1:]) for prompt in each.task.prompts] == [
+    assert isinstance(each, QuestionTask)
+    assert [TOKENIZER.decode(prompt[1:]) for prompt in each.prompts] == [
         "a? b | c? d | who wrote it?",
         "a? b | c? d | when?",
     ]
@@ -194,7 +192,8 @@ def test_sets_come_from_the_command_line_and_survive_saving(tmp_path: Path) -> N
 def test_a_run_that_goes_on_keeps_the_results_up_to_its_step(tmp_path: Path) -> None:
     def add(step: int, mean: float, checkpoint: str | None = None) -> None:
         metrics = {"f1": Estimate(mean, 0.0, 1.0)}
-        result = SetResult("new", "target", "questions", 3, metrics, {}, [{"f1": mean}], 1.0)
+        given = EvaluationSet("new.jsonl", "new", "questions", "target")
+        result = SetResult(given, 3, {}, metrics, [{"f1": mean}], 1.0)
         file.add(result, step, checkpoint)
 
     def kept() -> list[tuple[int, float, str | None]]:

@@ -36,7 +36,7 @@ def evaluated(ranks: int, replicas: int = 1, **sizes: Any) -> Any:
     from torch.distributed.fsdp import fully_shard
 
     from titan_smf.data.tokenizer import load_tokenizer
-    from titan_smf.evaluation.rounds import EvaluatedModel
+    from titan_smf.evaluation.evaluated_model import EvaluatedModel
     from titan_smf.model.llama import FLAVORS, MemoryLlama
 
     args = copy.deepcopy(FLAVORS["debug"])
@@ -154,7 +154,7 @@ def test_results_do_not_depend_on_batch_or_placement() -> None:
 
 
 def test_batches_hold_every_item_once_and_bound_their_tokens() -> None:
-    from titan_smf.evaluation.rounds import MOST_TOKENS, batches_by_length
+    from titan_smf.evaluation.evaluated_model import MOST_TOKENS, batches_by_length
 
     lengths = [3, MOST_TOKENS * 2, 100, MOST_TOKENS // 2, 1, 100]
     batches = batches_by_length(lengths, 3)

@@ -160,7 +160,7 @@ class AccessAnalysis:
         stream = open_stream(config.stream.path, config.stream.kind)
         self.records = stream[: config.analysis.limit]
         self.names = names_in(config.stream)
-        self.template = load_template(config.evaluation.template)
+        self.template = load_template(config.evaluation.template).with_shots(0)
         self.sizes = sorted({*config.analysis.sizes, config.selection.top_t})
         local = config.training.local_batch_size
         steps = trainer.gradient_accumulation_steps
@@ -236,7 +236,7 @@ class AccessAnalysis:
 
     def _question(self, record: Record) -> str:
         if isinstance(record, Fact):
-            return self.template.prompt_of({"question": record.question}, shots=0)
+            return self.template.prompt_of({"question": record.question})
         assert isinstance(record, Document)
         return record.chunk
 

@@ -22,7 +22,7 @@ from titan_smf.errors import ConfigError
 
 if TYPE_CHECKING:
     from titan_smf.config.job import JobConfig
-    from titan_smf.evaluation.evaluate import SetResult
+    from titan_smf.evaluation.results import SetResult
     from titan_smf.training.trainer import Trainer
 
 
@@ -114,19 +114,17 @@ def evaluate_checkpoint(trainer: "Trainer") -> bool:
     results: list[SetResult] = []
     trainer.stop = StopRequest()
     try:
-        for each in evaluation.sets:
-            settings = config.evaluation
-            found = evaluate(evaluation.model, [each], settings.batch_size, settings.resamples)
-            if not found:
+        for task in evaluation.tasks:
+            result = evaluation.evaluate(task, step, checkpoint)
+            if result is None:
                 break
-            evaluation.results.add(found[0], step, checkpoint)
-            results += found
+            results.append(result)
     finally:
         trainer.stop.restore()
     if is_first_rank():
         print(table(results))
         logger.info("Wrote %s", evaluation.results.path)
-    return len(results) == len(evaluation.sets)
+    return len(results) == len(evaluation.tasks)
 
 
 def table(results: Sequence["SetResult"]) -> str:
@@ -135,7 +133,7 @@ def table(results: Sequence["SetResult"]) -> str:
     for result in results:
         lines += [
             (
-                result.name,
+                result.given.name,
                 f"{result.count:,}",
                 name,
                 f"{value.mean:.4f}",

@@ -20,19 +20,19 @@ _DRAWN_AT_ONCE = 1 << 20
 
 
 def normalise(answer: str) -> str:
-    """Lower case without ASCII punctuation and the words a, an and the; words one space apart."""
+    """Return lower case without ASCII punctuation and articles, words one space apart."""
     return " ".join(_ARTICLES.sub(" ", answer.lower().translate(_NO_PUNCTUATION)).split())
 
 
 def exact_match(prediction: str, answer: str) -> float:
-    """1 if both are the same once normalised, else 0."""
+    """Return 1 if both are the same once normalised, else 0."""
     return float(normalise(prediction) == normalise(answer))
 
 
 def f1(prediction: str, answer: str) -> float:
-    """Harmonic mean of precision and recall of the prediction's words, counted with repetition.
+    """Return the harmonic mean of precision and recall of words, counted with repetition.
 
-    With no words on either side it is 1 if there are none on both, else 0.
+    With no words on one side it is 1 if there are none on both, else 0.
     """
     predicted, expected = normalise(prediction).split(), normalise(answer).split()
     if not predicted or not expected:
@@ -42,7 +42,7 @@ def f1(prediction: str, answer: str) -> float:
 
 
 def best(score: Callable[[str, str], float], prediction: str, answers: Iterable[str]) -> float:
-    """The highest score of a prediction over all reference answers; at least one is given."""
+    """Return the highest score of a prediction over all reference answers, at least one."""
     return max(score(prediction, answer) for answer in answers)
 
 
@@ -58,7 +58,7 @@ class Estimate:
 def estimate(
     values: npt.ArrayLike, weights: npt.ArrayLike | None = None, resamples: int = 1000
 ) -> Estimate:
-    """`sum(values) / sum(weights)` with its percentile bootstrap interval over the items.
+    """Return `sum(values) / sum(weights)` with its percentile bootstrap interval over the items.
 
     Items are drawn with replacement, from a generator of fixed seed: the same items give the same
     interval. Memory does not grow with `resamples`.

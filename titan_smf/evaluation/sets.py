@@ -1,9 +1,9 @@
-"""Evaluation sets as a configuration names them: completed, read, tokenised, checked."""
+"""Evaluation sets as a configuration names them: completed, checked, and opened as tasks."""
 
 import itertools
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from titan_smf import storage
@@ -14,10 +14,7 @@ from titan_smf.data.rows import Row, read_rows
 from titan_smf.data.sources import open_source
 from titan_smf.data.tokenizer import Tokenizer
 from titan_smf.errors import ConfigError, DataError
-from titan_smf.evaluation.likelihood import AnswerTask, TokenTask
-from titan_smf.evaluation.multiple_choice import ChoiceTask
-from titan_smf.evaluation.question_answering import QuestionTask
-from titan_smf.evaluation.task import Task
+from titan_smf.evaluation.tasks import AnswerTask, ChoiceTask, QuestionTask, Task, TokenTask
 from titan_smf.evaluation.templates import load_template
 from titan_smf.streams.question_sets import open_questions
 from titan_smf.world.source import SYNTHETIC_PREFIX
@@ -30,25 +27,13 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 _NAME_AND_PATH = re.compile(rf"({_NAME.pattern})=(.+)", re.DOTALL)
 
 
-@dataclass(frozen=True)
-class OpenSet:
-    """A set that is ready to be asked; its settings are complete."""
-
-    given: EvaluationSet
-    task: Task
-
-    @property
-    def name(self) -> str:
-        return self.given.name
-
-
 def open_sets(
     settings: Evaluation,
     tokenizer: Tokenizer,
     max_seq_len: int,
     text_seq_len: int,
     cache: str = "",
-) -> list[OpenSet]:
+) -> list[Task]:
     """Read and tokenise all sets of `[evaluation]`.
 
     Args:
@@ -59,24 +44,42 @@ def open_sets(
     Raises:
         ConfigError, DataError: a set that cannot be used, or two of one name.
     """
-    opened = []
+
+    def open_set(given: EvaluationSet) -> Task:
+        if given.kind == "tokens":
+            return TokenTask(given, open_source(given.path, tokenizer, cache), text_seq_len)
+        template = load_template(given.template)
+        available = len(template.examples)
+        if given.shots > available:
+            allowed = f"at most {available}, the examples of template {given.template}"
+            raise ConfigError(KEY, f"shots = {given.shots}", f"{allowed} ({given.name})")
+        given = replace(given, shots=available if given.shots == -1 else given.shots)
+        template = template.with_shots(given.shots)
+        if given.kind == "questions":
+            questions = open_questions(given.path, given.limit or None, given.skip)
+            new = settings.max_new_tokens
+            return QuestionTask(given, questions, template, tokenizer, new, max_seq_len)
+        kind = ChoiceTask if given.kind == "choices" else AnswerTask
+        rows = _rows(given.path, given.limit, given.skip, given.kind)
+        return kind(given, rows, template, tokenizer, max_seq_len)
+
+    tasks = []
     for given in complete_sets(settings):
         try:
-            task = _open(given, settings, tokenizer, max_seq_len, text_seq_len, cache)
+            tasks.append(open_set(given))
         except ConfigError as error:
             if error.got == given.path:  # `parse_world` does not know whose path it is
                 raise ConfigError(KEY, given.path, error.allowed) from error
             raise
-        opened.append(OpenSet(given, task))
-    return opened
+    return tasks
 
 
 def complete_sets(settings: Evaluation) -> list[EvaluationSet]:
-    """The sets of `[evaluation]` with their names, kinds and templates.
+    """Fill in the names, kinds and templates that the sets of `[evaluation]` leave open.
 
     Raises:
-        ConfigError, DataError: a set that cannot be, or whose first row cannot be read; two of one
-            name.
+        ConfigError, DataError: a set that cannot be used, or whose first row cannot be read; two
+            of one name.
     """
     completed: list[EvaluationSet] = []
     for given in settings.sets:
@@ -89,7 +92,6 @@ def complete_sets(settings: Evaluation) -> list[EvaluationSet]:
 
 
 def _complete(given: EvaluationSet | str, template: str) -> EvaluationSet:
-    """The set with its name, kind and template."""
     if isinstance(given, str):
         if given.lstrip("[ ").startswith("{"):  # tables that did not fit, taken for a list of paths
             raise ConfigError(KEY, given, describe(EvaluationSet))
@@ -114,36 +116,6 @@ def _complete(given: EvaluationSet | str, template: str) -> EvaluationSet:
     return replace(given, name=name, kind=kind)
 
 
-def _open(
-    given: EvaluationSet,
-    settings: Evaluation,
-    tokenizer: Tokenizer,
-    max_seq_len: int,
-    text_seq_len: int,
-    cache: str,
-) -> Task:
-    if given.kind == "tokens":
-        return TokenTask(open_source(given.path, tokenizer, cache), text_seq_len, given.limit)
-    template = load_template(given.template)
-    available = len(template.examples)
-    if given.shots > available:
-        allowed = f"at most {available}, the examples of template {given.template} ({given.name})"
-        raise ConfigError(KEY, f"shots = {given.shots}", allowed)
-    shots = available if given.shots == -1 else given.shots
-    if given.kind == "questions":
-        questions = open_questions(given.path, given.limit or None, given.skip)
-        new = settings.max_new_tokens
-        task: Task = QuestionTask(
-            given.name, questions, template, shots, tokenizer, new, max_seq_len
-        )
-    else:
-        kind = ChoiceTask if given.kind == "choices" else AnswerTask
-        rows = _rows(given.path, given.limit, given.skip, given.kind)
-        task = kind(given.name, rows, template, shots, tokenizer, max_seq_len)
-    task.settings |= {"template": given.template, "shots": shots}
-    return task
-
-
 def _rows(path: str, limit: int, skip: int = 0, kind: str = "") -> Sequence[Row]:
     if path.startswith(SYNTHETIC_PREFIX) and kind == "likelihood":
         questions = open_questions(path, limit or None, skip)
@@ -155,7 +127,7 @@ def _rows(path: str, limit: int, skip: int = 0, kind: str = "") -> Sequence[Row]
 
 
 def _template_for(path: str, kind: str) -> str:
-    """The template of a set that names none."""
+    """Return the name of the template of a set that names none."""
     if kind == "choices":
         return "hellaswag" if "activity_label" in _rows(path, 1)[0].values else "choice"
     if path.startswith(SYNTHETIC_PREFIX):
@@ -164,7 +136,7 @@ def _template_for(path: str, kind: str) -> str:
 
 
 def _kind_of(path: str) -> EvaluationKind:
-    """What a set measures, by its form."""
+    """Return what a set measures, told by its path and the fields of its first row."""
     if path.startswith(SYNTHETIC_PREFIX):
         return "tokens" if "split=" in path else "questions"
     is_rows = path.startswith(HUB_PREFIX) or not storage.exists(path)  # a glob, or missing
@@ -186,7 +158,7 @@ def _kind_of(path: str) -> EvaluationKind:
 
 
 def _name_of(path: str) -> str:
-    """A name after a path: its last part, with its folder's where that alone says nothing."""
+    """Return a name after a path: its last part, with its folder's where that alone is vague."""
     main, _, query = path.partition("?")
     if path.startswith(SYNTHETIC_PREFIX):
         chosen = re.search(r"\b(?:set|split)=(\w+)", query)

@@ -1,5 +1,6 @@
-"""Templates that turn the items of a set into text: data, in `templates.toml` or a user's file."""
+"""Templates that turn the items of a set into text, from `templates.toml` or a user's file."""
 
+import dataclasses
 import re
 import tomllib
 from collections.abc import Mapping
@@ -16,7 +17,7 @@ _FIELD = re.compile(r"\{(\w+)\}")
 
 @dataclass(frozen=True)
 class Template:
-    """The text of an item; `templates.toml` says what each part is."""
+    """The parts of an item's text; `templates.toml` says what each is."""
 
     prompt: str
     answer: str
@@ -27,24 +28,21 @@ class Template:
 
     __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012  a class attribute that pydantic reads
 
-    def prompt_of(self, item: Mapping[str, str], shots: int) -> str:
-        """The text before the answer: the first examples, then the item.
+    def with_shots(self, shots: int) -> "Template":
+        """Return the template with its first `shots` examples alone."""
+        return dataclasses.replace(self, examples=self.examples[:shots])
+
+    def prompt_of(self, item: Mapping[str, str]) -> str:
+        """Return the text before the answer: the examples, then the item.
 
         Raises:
             DataError: the item lacks a field.
         """
-        shown = [
-            self._fill(self.prompt, example) + self._fill(self.answer, example)
-            for example in self.examples[:shots]
-        ]
+        shown = [self._fill(self.prompt, e) + self.answer_of(e) for e in self.examples]
         return self.separator.join([*shown, self._fill(self.prompt, item)])
 
     def answer_of(self, item: Mapping[str, str]) -> str:
-        """The text that follows the prompt.
-
-        Raises:
-            DataError: the item lacks a field.
-        """
+        """Return the text that follows the prompt; raises like `prompt_of`."""
         return self._fill(self.answer, item)
 
     def _fill(self, form: str, item: Mapping[str, str]) -> str:
@@ -62,10 +60,10 @@ class Template:
 
 
 def load_template(name: str) -> Template:
-    """A template by its name in `templates.toml`, or by `FILE.toml#NAME`.
+    """Read a template by its name in `templates.toml`, or by `FILE.toml#NAME`.
 
     Raises:
-        ConfigError: there is none, or it is none.
+        ConfigError: there is no such template, or it cannot be used.
     """
     file, _, chosen = name.rpartition("#")
     source = file or str(BUILT_IN)
@@ -98,7 +96,7 @@ def _check(template: Template, name: str, source: str) -> None:
             raise ConfigError(f"{name}.replace", rule, allowed, source) from None
     for example in template.examples:
         try:
-            template.prompt_of(example, 0), template.answer_of(example)
+            template.with_shots(0).prompt_of(example), template.answer_of(example)
         except DataError as error:
             allowed = f"the fields of the template; this {error}"
             raise ConfigError(f"{name}.examples", example, allowed, source) from None

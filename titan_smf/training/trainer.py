@@ -29,7 +29,8 @@ from titan_smf.data.loader import Batch, NoData, TokenLoader, validation_batches
 from titan_smf.data.sources import open_source
 from titan_smf.data.tokenizer import Tokenizer
 from titan_smf.errors import CheckpointError, ConfigError
-from titan_smf.evaluation.during_training import TrainingEvaluation
+from titan_smf.evaluation.evaluated_model import EvaluatedModel
+from titan_smf.evaluation.evaluator import Evaluator
 from titan_smf.model.llama import (
     Addressed,
     MemoryLlama,
@@ -135,14 +136,15 @@ class Trainer(torchtitan_train.Trainer):
             else None
         )
         self.stop: StopRequest | None = None
-        self.evaluation = TrainingEvaluation(
-            job_config,
+        evaluated = EvaluatedModel(
             model,
             self.tokenizer,
             self.device,
             lambda: self.maybe_enable_amp,
+            job_config.parallelism.fsdp_reshard_after_forward,
             self.stop_requested,
         )
+        self.evaluation = Evaluator(job_config, evaluated)
         flops = self.metrics_processor.num_flops_per_token
         log_model(job_config, model, self.device.type, flops)
         if not isinstance(self.dataloader, NoData):

@@ -1,7 +1,7 @@
-"""A model on all ranks that is asked about items: dealt to the ranks in batches of like length.
+"""A model on all ranks that is evaluated on items, in batches of like length.
 
-A lookup is collective, so in each round every rank works on one batch at the same time, those
-without one on a stand-in. Which items share a batch has no effect on their results but rounding.
+A lookup is collective, so the ranks work on one batch each at the same time; those without one run
+a stand-in. Which items share a batch has no effect on their results but rounding.
 """
 
 import logging
@@ -22,7 +22,7 @@ from titan_smf.model.parallelize import gathered
 from titan_smf.runtime import format_duration
 
 MOST_TOKENS = 8192
-"""Of one batch, padding included, unless a single item is longer: bounds the memory of logits."""
+"""Tokens of a batch with padding, unless one item is longer: bounds the memory of logits."""
 SECONDS_BETWEEN_LINES = 5
 
 logger = logging.getLogger("titan_smf")
@@ -32,7 +32,7 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class EvaluatedModel:
-    """A model of which every rank holds its shard, and what it needs to be asked."""
+    """A model of which every rank holds its shard, and what evaluation needs beside it."""
 
     model: MemoryLlama
     tokenizer: Tokenizer
@@ -46,7 +46,7 @@ class EvaluatedModel:
 
     @contextmanager
     def open(self) -> Iterator[None]:
-        """No gradients, no compilation, and the dense part gathered once, until the end."""
+        """Gather the dense part once; no gradients and no compilation inside. Collective."""
         was_training = self.model.training
         self.model.eval()
         try:
@@ -60,7 +60,7 @@ class EvaluatedModel:
             self.model.train(was_training)
 
     def logits(self, tokens: Tensor, cache: KeyValueCache | None = None) -> Tensor:
-        """(B, S, vocabulary), or (B, vocabulary) with a cache. Collective."""
+        """Return (B, S, vocabulary), or (B, vocabulary) with a cache. Collective."""
         masks = {}
         if cache is None and self.model.model_args.attn_type == "flex":
             tokenizer: Any = self.tokenizer
@@ -69,39 +69,39 @@ class EvaluatedModel:
             return self.model(tokens, cache=cache, **masks)[0]
 
     def padded(self, sequences: Sequence[Sequence[int]]) -> Tensor:
-        """(B, S) int64 on the model's device: the sequences, padded behind to the longest."""
+        """Return the sequences padded behind to the longest: (B, S) int64 on the device."""
         longest = max(map(len, sequences))
         pad = self.tokenizer.pad_id
         rows = [[*tokens, *[pad] * (longest - len(tokens))] for tokens in sequences]
         return torch.tensor(rows, device=self.device)
 
     def any_rank(self, here: bool) -> bool:
-        """Whether it is so on any rank. Collective."""
+        """Return whether `here` is true on any rank. Collective."""
         anywhere = torch.tensor(int(here), device=self.device)
         dist.all_reduce(anywhere)
         return bool(anywhere.item())
 
-    def in_rounds(
+    def map_batches(
         self,
         work: Callable[[list[int]], Sequence[Result]],
         lengths: Sequence[int],
         batch_size: int,
         what: str,
     ) -> list[Result] | None:
-        """The results of all items, in their order, on every rank; None if asked to stop.
+        """Return every item's result, in order, on every rank; None if asked to stop. Collective.
 
         Args:
-            work: gives the results of a batch of items; all ranks call it together, and those
-                that have nothing to do in a round with an empty batch.
+            work: returns the results of a batch of items; all ranks call it together, those
+                without items left with an empty batch.
             lengths: tokens of each item.
             batch_size: items that a rank works on at once, at most.
-            what: is evaluated, for the lines of progress.
+            what: is evaluated, for the progress lines.
         """
         rank, ranks = dist.get_rank(), dist.get_world_size()
         batches = batches_by_length(lengths, min(batch_size, -(-len(lengths) // ranks)))
         here: dict[int, Result] = {}
-        done, begin = 0, time.perf_counter()
-        last_line = begin
+        done = 0
+        begin = last_line = time.perf_counter()
         for first in range(0, len(batches), ranks):
             mine = batches[first + rank] if first + rank < len(batches) else []
             here |= zip(mine, work(mine), strict=True)
@@ -120,7 +120,7 @@ class EvaluatedModel:
 
 
 def batches_by_length(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
-    """All items, the longest first, in batches of at most `batch_size` and `MOST_TOKENS`."""
+    """Return all items, the longest first, in batches within `batch_size` and `MOST_TOKENS`."""
     batches: list[list[int]] = []
     rows = 0
     for item in sorted(range(len(lengths)), key=lambda item: (-lengths[item], item)):
