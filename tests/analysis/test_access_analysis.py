@@ -17,8 +17,9 @@ from tests.support.report_runs import SPARSE, notes, report, scores, table, writ
 from tests.training.test_sparse_memory import CONFIG, count, learn
 from tests.training.test_training import EXACT, ROOT, arguments, train
 from titan_smf.analysis import access_report
+from titan_smf.analysis.coloured_texts import coloured_texts
 from titan_smf.analysis.entity_spans import entity_tokens, names_in, pieces
-from titan_smf.analysis.token_accesses import NOWHERE, auc, core_set, places
+from titan_smf.analysis.measures import NOWHERE, auc, core_set, places
 from titan_smf.config.sections import Stream
 from titan_smf.data.tokenizer import Tokenizer, load_tokenizer
 from titan_smf.errors import ConfigError
@@ -44,7 +45,8 @@ SPREAD = ("two tables", "documents")
 
 def analyse(rank: int, ranks: int, folder: str, runs: dict[str, dict[str, Any]]) -> None:
     """Analyses one after another."""
-    from titan_smf.analysis.access_analysis import analyse_accesses, analysis_config
+    from titan_smf.analysis.access_analysis import analyse_accesses
+    from titan_smf.analysis.analysis_config import analysis_config
     from titan_smf.config.checks import check
     from titan_smf.config.job import load_config
     from titan_smf.training.trainer import run
@@ -98,7 +100,8 @@ def write_facts(path: Path) -> None:
 def plain_analysis(folder: str, name: str) -> dict[str, Any]:
     """Core sets and the measures of the tf ranking: one text at a time, with Python's sets; and
     the slots that the analysis takes a step of tfidf to select."""
-    from titan_smf.analysis.access_analysis import AccessAnalysis, analysis_config
+    from titan_smf.analysis.access_analysis import AccessAnalysis
+    from titan_smf.analysis.analysis_config import analysis_config
     from titan_smf.config.job import load_config
     from titan_smf.training.trainer import Trainer
 
@@ -310,7 +313,7 @@ def test_html_is_escaped_ascii_without_scripts(folder: Path) -> None:
     example = analysis["examples"][0]
     example["id"] = "<script>alert('ß')</script>"
     example["texts"][0][1][0] = '<img src="x">\N{RIGHT-TO-LEFT OVERRIDE}'
-    html = access_report.coloured_texts(analysis)
+    html = coloured_texts(analysis)
     assert html.isascii()
     assert "<script" not in html
     assert "<img" not in html
@@ -319,11 +322,13 @@ def test_html_is_escaped_ascii_without_scripts(folder: Path) -> None:
 
 
 def test_a_stream_without_names_is_reported_without_auc(folder: Path, tmp_path: Path) -> None:
+    from titan_smf.analysis.access_analysis import write_analysis
+
     analysis = analysis_of(folder / "1", "one layer")
     analysis["summary"]["core_auc"] = None
     for found in analysis["summary"]["rankings"].values():
         found["auc"] = [None] * len(SIZES)
-    access_report.write_report(analysis, tmp_path)
+    write_analysis(analysis, tmp_path)
     assert "nan" not in access_report.text_summary(analysis)
     assert access_report.table(analysis)[1][0][-1] == "-"
 
@@ -344,7 +349,7 @@ def test_the_report_has_a_section_for_each_analysis(folder: Path, tmp_path: Path
     rows = table(text, heading)
     mean, low, high = analysis["summary"]["rankings"]["tfidf"]["recall"][1]
     assert rows["tfidf"]["core set found"] == f"{mean:.1%} ({100 * low:.1f} to {100 * high:.1f})"
-    assert access_report.coloured_texts(analysis) in (tmp_path / "report/report.html").read_text()
+    assert coloured_texts(analysis) in (tmp_path / "report/report.html").read_text()
     assert f"{tmp_path}/b/access_analysis.json: not used, it is torn" in notes(text).replace(
         "\\", ""
     )
@@ -360,7 +365,7 @@ def test_the_report_has_a_section_for_each_analysis(folder: Path, tmp_path: Path
     ],
 )
 def test_what_is_missing_is_named(key: str, settings: dict[str, Any], tmp_path: Path) -> None:
-    from titan_smf.analysis.access_analysis import analysis_config
+    from titan_smf.analysis.analysis_config import analysis_config
     from titan_smf.config.job import load_config
 
     given = {

@@ -21,34 +21,34 @@ everything else.
 The model is split over the ranks, so all of them make the same number of forward passes.
 """
 
-import dataclasses
+import json
 import logging
 import math
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from titan_smf.analysis.access_report import write_report
+from titan_smf.analysis.access_pictures import draw_all
+from titan_smf.analysis.access_report import ANALYSIS_FILE
+from titan_smf.analysis.coloured_texts import coloured_texts
 from titan_smf.analysis.entity_spans import entity_tokens, names_in, pieces
-from titan_smf.analysis.token_accesses import (
+from titan_smf.analysis.measures import (
     NOWHERE,
+    RANKINGS,
     ReadText,
     auc,
     core_set,
+    measures,
     places,
+    reads_of,
+    summarise,
     without_begin,
 )
-from titan_smf.config.job import JobConfig
-from titan_smf.config.sections import EvaluationSet
-from titan_smf.errors import ConfigError
-from titan_smf.evaluation.metrics import estimate
-from titan_smf.evaluation.sets import complete_sets
 from titan_smf.evaluation.templates import load_template
 from titan_smf.model.llama import Addressed
 from titan_smf.runtime import format_duration
@@ -59,8 +59,7 @@ from titan_smf.streams.records import Document, Fact, Record
 from titan_smf.training.background import load_background
 from titan_smf.training.trainer import Trainer
 
-RANKINGS: tuple[Ranking, ...] = get_args(Ranking)
-MEASURES = ("recall", "weight", "auc")
+FRAGMENT_FILE = "access_analysis.html"
 EXAMPLES = 4
 """Records whose tokens are shown, spread evenly over those analysed."""
 TEXTS_OF_EXAMPLE = 3
@@ -69,85 +68,30 @@ SECONDS_BETWEEN_LINES = 5
 logger = logging.getLogger("titan_smf")
 
 
-def analysis_config(config: JobConfig) -> JobConfig:
-    """The configuration of a finetuning run, changed so that it trains, asks and saves nothing.
-
-    Of the evaluation there stays `evaluation.template`, in which the stream's questions are asked.
-
-    Raises:
-        ConfigError: there is no stream, no checkpoint, no background, or no memory.
-    """
-    for key, got, allowed in (
-        ("stream.path", config.stream.path, "the facts or documents to analyse"),
-        (
-            "checkpoint.initial_load_path",
-            config.checkpoint.initial_load_path,
-            "the run, or one of its checkpoints, to analyse",
-        ),
-        (
-            "selection.idf_path",
-            config.selection.idf_path,
-            "the file of tools/compute_idf.py for this model: tfidf and kl are compared, too",
-        ),
-        (
-            "memory.layers",
-            config.memory.layers is None or config.memory.layers,
-            "at least one layer: a dense model has no slots",
-        ),
-    ):
-        if not got:
-            raise ConfigError(key, got, allowed, config.origin(key))
-    default = JobConfig()
-    return config.changed(
-        {
-            "finetune.method": "sparse_memory",
-            "optimizer": default.optimizer,
-            "evaluation": default.evaluation,
-            "evaluation.template": question_template(config),
-            "checkpoint.enable": False,
-            "validation.enable": False,
-            "metrics.enable_tensorboard": False,
-            "lr_scheduler.warmup_steps": 0,
-            "compile": default.compile,
-        }
-    )
-
-
-def question_template(config: JobConfig) -> str:
-    """The name of the template in which evaluation asks the stream's questions.
-
-    That of the first set of questions with the role of a target; without one, that of a set of the
-    stream's own questions that names none.
-    """
-    asked = [s for s in config.evaluation.sets if not isinstance(s, str) and s.role == "target"]
-    own = EvaluationSet(config.stream.path, "stream", "questions")
-    templates = [
-        complete.template
-        for one in (*asked, own)  # each by itself: two may have one name
-        for complete in complete_sets(dataclasses.replace(config.evaluation, sets=[one]))
-        if complete.kind == "questions"
-    ]
-    return templates[0]
-
-
 def analyse_accesses(trainer: Trainer) -> bool:
     """Analyse what the trainer's configuration names and write the files; True. Collective."""
-    write_analysis(trainer)
-    return True
-
-
-def write_analysis(trainer: Trainer) -> dict[str, Any] | None:
-    """Analyse what the trainer's configuration names and write the files. Collective.
-
-    Returns:
-        the analysis, as `access_analysis.json` has it, on rank 0; None on the others.
-    """
     path = trainer.load_weights(trainer.job_config.checkpoint.initial_load_path or "")
     analysis = AccessAnalysis(trainer).run(str(path))
     if analysis is not None:
-        write_report(analysis, Path(trainer.job_config.job.dump_folder))
+        write_analysis(analysis, trainer.folder)
     dist.barrier()
-    return analysis
+    return True
+
+
+def write_analysis(analysis: dict[str, Any], folder: Path) -> None:
+    """Write the files of an analysis.
+
+    access_analysis.json    everything
+    access_analysis.html    texts whose tokens are coloured by the slots that they read
+    access_coverage.png     how much of core set and question each ranking finds, by slots selected
+    access_core.png         sizes of the core sets
+    access_sequence.png     reads of core and of selected slots along texts
+    """
+    content = json.dumps(analysis, separators=(",", ":"), allow_nan=False)
+    (folder / ANALYSIS_FILE).write_text(content + "\n")
+    (folder / FRAGMENT_FILE).write_text(coloured_texts(analysis), encoding="ascii")
+    for name, png in draw_all(analysis).items():
+        (folder / f"{name}.png").write_bytes(png)
 
 
 class AccessAnalysis:
@@ -162,25 +106,19 @@ class AccessAnalysis:
         self.names = names_in(config.stream)
         self.template = load_template(config.evaluation.template).with_shots(0)
         self.sizes = sorted({*config.analysis.sizes, config.selection.top_t})
-        local = config.training.local_batch_size
-        steps = trainer.gradient_accumulation_steps
-        rows = steps * local * dist.get_world_size()
+        self._rows = config.training.local_batch_size  # texts in one forward pass of a rank
+        rows = trainer.gradient_accumulation_steps * self._rows * dist.get_world_size()
         self.batch_size = rows - config.replay.num_rows(rows)
         """Texts of a step. Rows of replay have no part in the choice of slots."""
         memory = trainer.model.model_args.memory
         self.tables = OwnedSlots(memory.num_slots, 0, memory.num_slots, memory.num_tables)
         """Every rank ranks the slots of its own records, so it needs the counts of all slots."""
-        self.background = load_background(
-            config.selection.idf_path,
-            trainer.model,
-            trainer.tokenizer,
-            torch.device("cpu"),
-            self.tables,
-        )
+        cpu, idf = torch.device("cpu"), config.selection.idf_path
+        self.background = load_background(idf, trainer.model, trainer.tokenizer, cpu, self.tables)
 
     def run(self, checkpoint: str) -> dict[str, Any] | None:
-        """The analysis, as `access_analysis.json` has it, on rank 0; None on the others."""
-        trainer, settings = self.trainer, self.config
+        """Return the content of `access_analysis.json` on rank 0, None on others. Collective."""
+        settings = self.config
         mine = list(self._results())
         gathered: list[Any] = [None] * dist.get_world_size()
         is_first = dist.get_rank() == 0
@@ -189,7 +127,7 @@ class AccessAnalysis:
             return None
         results = sorted((r for part in gathered for r in part), key=lambda r: r["number"])
         examples = [example for r in results if (example := r.pop("example"))]
-        memory = trainer.model.model_args.memory
+        memory = self.trainer.model.model_args.memory
         return {
             "checkpoint": checkpoint,
             "stream": settings.stream.path,
@@ -203,13 +141,13 @@ class AccessAnalysis:
             "sizes": self.sizes,
             "ranking": settings.selection.ranking,
             "top_t": settings.selection.top_t,
-            "summary": summarise(results, self.sizes),
+            "summary": summarise(results),
             "records": results,
             "examples": examples,
         }
 
     def _results(self) -> Iterator[dict[str, Any]]:
-        """One result for each record of this rank."""
+        """Yield a result for each record of this rank. Collective."""
         rank, ranks, total = dist.get_rank(), dist.get_world_size(), len(self.records)
         begin = last_line = time.perf_counter()
         for first in range(0, total, ranks):
@@ -225,23 +163,17 @@ class AccessAnalysis:
                 left = format_duration((total - done) * (now - begin) / done)
                 logger.info("record %d/%d  left %s", done, total, left)
 
-    @property
-    def _rows(self) -> int:
-        """Texts in one forward pass of a rank."""
-        return self.config.training.local_batch_size
-
     def _texts(self, record: Record) -> list[str]:
-        """The question, or what stands in for it, then the texts of the record's first step."""
-        return [self._question(record), *record.texts[: self.batch_size]]
-
-    def _question(self, record: Record) -> str:
+        """Return the question, or a document's chunk, then the texts of the record's first step."""
         if isinstance(record, Fact):
-            return self.template.prompt_of({"question": record.question})
-        assert isinstance(record, Document)
-        return record.chunk
+            question = self.template.prompt_of({"question": record.question})
+        else:
+            assert isinstance(record, Document)
+            question = record.chunk
+        return [question, *record.texts[: self.batch_size]]
 
     def _read(self, texts: Sequence[str], passes: int) -> list[ReadText]:
-        """What the tokens of the texts read, in so many forward passes. Collective."""
+        """Return what the tokens of the texts read, in `passes` forward passes. Collective."""
         tokenizer, seq_len = self.trainer.tokenizer, self.config.training.seq_len
         # The last token of a sequence is learned but not read: of a step's texts the end token.
         sequences = [tokenizer.encode(text, bos=True)[:seq_len] for text in texts]
@@ -255,14 +187,12 @@ class AccessAnalysis:
             layers: list[Addressed] = []
             self.trainer.addresses({"input": inputs}, torch.zeros_like(inputs), layers.append)
             slots, weights = self._joined(layers, inputs.shape)
-            for row, tokens in enumerate(rows):
-                read.append(
-                    ReadText(tokens, slots[row, : len(tokens)], weights[row, : len(tokens)])
-                )
+            for tokens, of_slots, of_weights in zip(rows, slots, weights, strict=False):
+                read.append(ReadText(tokens, of_slots[: len(tokens)], of_weights[: len(tokens)]))
         return read
 
     def _joined(self, layers: Sequence[Addressed], shape: torch.Size) -> tuple[Tensor, Tensor]:
-        """Slot ids and weights, (B, S, A), of all memory layers, on the CPU."""
+        """Return slot ids and weights, (B, S, A), of all memory layers, on the CPU."""
         slots = [
             self.tables.ids(layer.slots, number % self.tables.num_tables).view(*shape, -1).cpu()
             for number, layer in enumerate(layers)
@@ -271,13 +201,11 @@ class AccessAnalysis:
         return torch.cat(slots, -1), torch.cat(weights, -1)
 
     def _result(self, number: int, record: Record, read: Sequence[ReadText]) -> dict[str, Any]:
-        """All that is said of a record; `example` is None unless its tokens are to be shown."""
+        """Return all measures of a record; its `example` is None unless it is to be shown."""
         # Texts repeat where there are fewer than rows in the batch, as in `StreamLoader`.
         texts = read[1:]
         in_batch = [texts[row % len(record.texts)].slots for row in range(self.batch_size)]
-        seed = self.config.debug.seed or 0
-        orders = {ranking: self.order(in_batch, ranking, number + 1, seed) for ranking in RANKINGS}
-
+        orders = {ranking: self.order(in_batch, ranking, number + 1) for ranking in RANKINGS}
         tokenizer = self.trainer.tokenizer
         read = [without_begin(one, tokenizer.bos_id) for one in read]
         question, *texts = read
@@ -291,6 +219,7 @@ class AccessAnalysis:
         is_entity = torch.tensor([flag for flags in entities[1:] for flag in flags])
         on_core = question.weights[places(question.slots, core) != NOWHERE].sum()
         df = self.background.df[self.background.owned.positions(core)]
+        sizes = dict.fromkeys(RANKINGS, self.sizes) | {"all": [NOWHERE] * len(self.sizes)}
         step = max(1, len(self.records) // EXAMPLES)
         shown = number % step == 0 and number // step < EXAMPLES
         return {
@@ -300,22 +229,19 @@ class AccessAnalysis:
             "core_common": int((2 * df.long() > self.background.documents).sum()),
             "touched": len(orders["all"]),
             "core_weight": float(on_core / question.weights.sum()),
-            "core_auc": auc((places(slots, core) != NOWHERE).sum(1), is_entity),
+            "core_auc": auc(reads_of(slots, core), is_entity),
             "rankings": {
-                ranking: measures(order, self._sizes_of(ranking), core, question, slots, is_entity)
+                ranking: measures(order, sizes[ranking], core, question, slots, is_entity)
                 for ranking, order in orders.items()
             },
             "example": self._example(record, read, entities, core, orders) if shown else None,
         }
 
-    def order(self, texts: Sequence[Tensor], ranking: Ranking, step: int, seed: int) -> Tensor:
-        """The slots that the step would select, best first, as many as are looked at."""
+    def order(self, texts: Sequence[Tensor], ranking: Ranking, step: int) -> Tensor:
+        """Return the slots that the step would select, best first, up to the largest size."""
+        seed = self.config.debug.seed or 0
         rule = SelectionRule(ranking, self.sizes[-1], seed, self.background)
         return select(touched_slots(texts), rule, step).ids
-
-    def _sizes_of(self, ranking: Ranking) -> list[int]:
-        """All accessed slots are as many as they are."""
-        return [NOWHERE] * len(self.sizes) if ranking == "all" else self.sizes
 
     def _example(
         self,
@@ -325,76 +251,12 @@ class AccessAnalysis:
         core: Tensor,
         orders: dict[Ranking, Tensor],
     ) -> dict[str, Any]:
-        """For each token of some texts: its characters, reads of core and of selected slots, and
-        whether it belongs to a name."""
-        ranking = self.config.selection.ranking
-        selected = orders[ranking]
-        if ranking != "all":
-            selected = selected[: self.config.selection.top_t]
+        """Return `[characters, reads of core, of selected slots, is a name]` of tokens, by text."""
+        ranking, top_t = self.config.selection.ranking, self.config.selection.top_t
+        selected = orders[ranking] if ranking == "all" else orders[ranking][:top_t]
         texts = []
         for one, flags in list(zip(read, entities, strict=True))[: 1 + TEXTS_OF_EXAMPLE]:
-            counts = [
-                (places(one.slots, ids) != NOWHERE).sum(1).tolist() for ids in (core, selected)
-            ]
+            counts = [reads_of(one.slots, ids).tolist() for ids in (core, selected)]
             shown = pieces(one.tokens, self.trainer.tokenizer)
             texts.append([list(token) for token in zip(shown, *counts, flags, strict=True)])
         return {"id": record.id, "question": texts[0], "texts": texts[1:]}
-
-
-def measures(
-    order: Tensor,
-    sizes: Sequence[int],
-    core: Tensor,
-    question: ReadText,
-    slots: Tensor,
-    is_entity: Tensor,
-) -> dict[str, list[float | None]]:
-    """How well the first slots of an order serve, for each number of them.
-
-    Args:
-        order: slots, best first.
-        core: the slots to find; none of them is found in an empty set, recall is then None.
-        slots, is_entity: (T, A), and (T,) bool, of the texts' tokens.
-    """
-    of_core, of_question = places(core, order), places(question.slots, order)
-    of_tokens = places(slots, order)
-    whole = question.weights.sum()
-    return {
-        "recall": [int((of_core < t).sum()) / len(core) if len(core) else None for t in sizes],
-        "weight": [float(question.weights[of_question < t].sum() / whole) for t in sizes],
-        "auc": [auc((of_tokens < t).sum(1), is_entity) for t in sizes],
-    }
-
-
-def summarise(results: Sequence[dict[str, Any]], sizes: Sequence[int]) -> dict[str, Any]:
-    """Means over records, each `[mean, low, high]` with its 95% bootstrap interval, or None where
-    no record has the number; and quantiles of the core set's size."""
-    core = [result["core"] for result in results]
-    quantiles = np.quantile(core, [0, 0.1, 0.5, 0.9, 1]).tolist()
-    return {
-        "core": _mean(core),
-        "core_quantiles": dict(zip(("min", "10%", "50%", "90%", "max"), quantiles, strict=True)),
-        "touched": _mean([result["touched"] for result in results]),
-        **{
-            name: _mean([result[name] for result in results])
-            for name in ("core_weight", "core_auc")
-        },
-        "core_common": _mean(
-            [r["core_common"] / r["core"] if r["core"] else None for r in results]
-        ),
-        "rankings": {
-            ranking: {
-                measure: [
-                    _mean([result["rankings"][ranking][measure][place] for result in results])
-                    for place in range(len(sizes))
-                ]
-                for measure in MEASURES
-            }
-            for ranking in RANKINGS
-        },
-    }
-
-
-def _mean(values: Sequence[float | None]) -> list[float] | None:
-    known = [value for value in values if value is not None]
-    return list(dataclasses.astuple(estimate(known))) if known else None

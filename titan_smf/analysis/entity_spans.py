@@ -15,12 +15,10 @@ from titan_smf.world.source import SYNTHETIC_PREFIX, parse_world
 
 
 def names_in(stream: Stream) -> Callable[[Record], list[str]]:
-    """Returns what gives the known names of a record of this stream, which `open_stream` opens."""
+    """Return a function that gives the known names of a record of this stream."""
     facts = parse_world(stream.path).world.facts if stream.path.startswith(SYNTHETIC_PREFIX) else []
     subjects = {fact.id: fact.subject for fact in facts}
-    all_names = {
-        name for fact in facts if fact.role == "new" for name in (fact.subject, fact.answer)
-    }
+    all_names = {n for fact in facts if fact.role == "new" for n in (fact.subject, fact.answer)}
 
     def names(record: Record) -> list[str]:
         if isinstance(record, Fact):
@@ -36,7 +34,7 @@ def names_in(stream: Stream) -> Callable[[Record], list[str]]:
 def entity_tokens(
     text: str, tokens: Sequence[int], tokenizer: Tokenizer, names: Iterable[str]
 ) -> list[bool]:
-    """Returns for each token whether it holds a part of a name, found as whole words in any case.
+    """Return for each token whether it holds part of a name, found as whole words in any case.
 
     Args:
         tokens: of `text`, with or without begin and end tokens, maybe cut at the end.
@@ -58,7 +56,7 @@ def entity_tokens(
 
 
 def pieces(tokens: Sequence[int], tokenizer: Tokenizer) -> list[str]:
-    """Returns the characters of each token; one that several tokens make is the last one's."""
+    """Return the characters of each token; one that several tokens make goes to the last."""
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
     return [decoder.decode(content) for content in _contents(tokens, tokenizer)]
 

@@ -10,24 +10,26 @@ and which numbers of slots. Writes access_analysis.json, access_analysis.html an
 job.dump_folder. Exit codes: 0 done, 2 a mistake.
 """
 
+import json
 from collections.abc import Sequence
+from pathlib import Path
 
 
 def main(argv: Sequence[str]) -> int:
     """Analyse; returns the exit code."""
-    from titan_smf.analysis.access_analysis import analysis_config, write_analysis
-    from titan_smf.analysis.access_report import ANALYSIS_FILE, FRAGMENT_FILE, text_summary
+    from titan_smf.analysis.access_analysis import FRAGMENT_FILE, analyse_accesses
+    from titan_smf.analysis.access_report import ANALYSIS_FILE, text_summary
+    from titan_smf.analysis.analysis_config import analysis_config
     from titan_smf.config.checks import check
     from titan_smf.config.job import load_config
-    from titan_smf.runtime import world_size
-    from titan_smf.training.trainer import Trainer, run
-
-    def analyse_and_print(trainer: Trainer) -> bool:
-        if analysis := write_analysis(trainer):
-            print(text_summary(analysis))
-            print(f"Wrote {trainer.folder / ANALYSIS_FILE}, {FRAGMENT_FILE} and pictures beside it")
-        return True
+    from titan_smf.runtime import rank, world_size
+    from titan_smf.training.trainer import run
 
     config = analysis_config(load_config(argv))
     check(config, world_size())
-    return run(config, analyse_and_print)
+    code = run(config, analyse_accesses)
+    if code == 0 and rank() == 0:
+        file = Path(config.job.dump_folder, ANALYSIS_FILE)
+        print(text_summary(json.loads(file.read_text())))
+        print(f"Wrote {file}, {FRAGMENT_FILE} and pictures beside it")
+    return code

@@ -102,7 +102,6 @@ def evaluate_checkpoint(trainer: "Trainer") -> bool:
     Writes `results.jsonl` and predictions, in which a set's result takes the place of an earlier
     one of the same checkpoint, and prints a table.
     """
-    from titan_smf.evaluation.evaluate import evaluate
     from titan_smf.runtime import StopRequest, is_first_rank, logger
 
     config, evaluation = trainer.job_config, trainer.evaluation

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from titan_smf.analysis import access_report
+from titan_smf.analysis.access_pictures import draw_all
+from titan_smf.analysis.coloured_texts import coloured_texts
 from titan_smf.report import matched, pictures, slot_usage, tables
 from titan_smf.report.document import (
     EXPLANATIONS,
@@ -73,7 +75,7 @@ def _summary(comparison: Comparison) -> Section:
 
 def _accesses(analysis: dict[str, Any]) -> Section:
     """What tools/analyse_accesses.py found: which slots hold a fact, what each ranking finds."""
-    drawn = access_report.draw_all(analysis)
+    drawn = draw_all(analysis)
     coverage, *others = (Picture(name, png, EXPLANATIONS[name]) for name, png in drawn.items())
     blocks: list[Block] = [
         Text(f"Read from {analysis['checkpoint']}; nothing was trained."),
@@ -88,11 +90,11 @@ def _accesses(analysis: dict[str, Any]) -> Section:
                 *access_report.table_by_size(analysis, measure),
                 folded=True,
             )
-            for measure, what in access_report.measures(analysis).items()
+            for measure, what in access_report.measure_titles(analysis).items()
         ),
         *others,
         Fragment(
-            access_report.coloured_texts(analysis),
+            coloured_texts(analysis),
             "The texts coloured by the slots that their tokens read are in the HTML page.",
         ),
     ]

@@ -22,8 +22,9 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from titan_smf.analysis.access_analysis import analyse_accesses, analysis_config
+from titan_smf.analysis.access_analysis import analyse_accesses
 from titan_smf.analysis.access_report import ANALYSIS_FILE
+from titan_smf.analysis.analysis_config import analysis_config
 from titan_smf.checkpoint.checkpointer import describe_difference
 from titan_smf.config.checks import check
 from titan_smf.config.job import JobConfig
