@@ -223,7 +223,7 @@ def test_rates_are_chosen_by_what_is_learned_and_kept_of_tuning_facts(tmp_path: 
             {"step": 2, "role": "held_out", "metrics": {"f1": {"mean": kept}}},
             {"step": 2, "role": "background", "metrics": {"loss": {"mean": 9.0}}},
         ]
-        folder = run.folder(plan)
+        folder = run.folder
         folder.mkdir(parents=True)
         (folder / "results.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     assert choose_rates(plan) == {"sparse memory": 0.01, "full, dense": 1e-3}

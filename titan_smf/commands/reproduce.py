@@ -20,9 +20,8 @@ from collections.abc import Sequence
 def main(argv: Sequence[str]) -> int:
     """Run what is left of a plan, then write its report; returns the exit code."""
     from titan_smf.reproduce.plan import read_plan
-    from titan_smf.reproduce.reports import write_reports
     from titan_smf.reproduce.runner import Runner
-    from titan_smf.reproduce.summary import summary
+    from titan_smf.reproduce.summary import summary, write_reports
     from titan_smf.runtime import EXIT_STOPPED, rank
 
     plan = read_plan(argv)

@@ -8,11 +8,9 @@ import hashlib
 import itertools
 import json
 import logging
-from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
-from torch import nn
 from torch.distributed.tensor import DTensor
 
 from titan_smf import storage
@@ -29,23 +27,32 @@ from titan_smf.world.world import WORLD_VERSION
 
 logger = logging.getLogger("titan_smf")
 
+Weights = dict[str, torch.Tensor]
+"""This rank's part of a base's parameters, by name; empty until a first trainer has read them."""
 
-class BaseWeights:
-    """The weights of a base, read once; each rank keeps its own part in memory."""
 
-    def __init__(self) -> None:
-        self._tensors: dict[str, torch.Tensor] = {}
+class ArmTrainer(Trainer):
+    """A trainer that starts from weights in memory, which the first one of a base puts there."""
+
+    def __init__(self, config: JobConfig, base_weights: Weights) -> None:
+        super().__init__(config)
+        self.base_weights = base_weights
 
     @torch.no_grad()
-    def load_into(self, model: nn.Module, read: Callable[[], object]) -> None:
-        """Give a model the weights, which `read` gives it the first time. Collective."""
-        tensors = {name: _local(tensor) for name, tensor in _base_tensors(model).items()}
-        if self._tensors:
-            for name, tensor in tensors.items():
-                tensor.copy_(self._tensors[name])
+    def load_weights(self, run: str) -> Path:
+        """Give the model the base's weights, read from the run's folder the first time."""
+        own = {
+            name: p.to_local() if isinstance(p, DTensor) else p
+            for name, p in self.model.named_parameters()
+            if not is_adapter(name)  # pretraining made none
+        }
+        if self.base_weights:
+            for name, tensor in own.items():
+                tensor.copy_(self.base_weights[name])
         else:
-            read()
-            self._tensors = {name: tensor.clone() for name, tensor in tensors.items()}
+            super().load_weights(run)
+            self.base_weights |= {name: tensor.clone() for name, tensor in own.items()}
+        return Path(run)
 
 
 class Bases:
@@ -55,46 +62,45 @@ class Bases:
         self.plan = plan
         self.seed = seed
         self.root = Path(plan.reproduce.base_folder)
-        self._weights: dict[str, BaseWeights] = {}
+        self._weights: dict[str, Weights] = {}
 
     def pretraining(self, base: str) -> JobConfig:
-        """The configuration of a base's pretraining, complete with folder and tokenizer."""
+        """Return the configuration of a base's pretraining, with its folder and tokenizer."""
         config = self.plan.pretraining(base, self.seed)
         self.set_tokenizer(config)
         saving = {"checkpoint.enable": True, "checkpoint.keep_latest_k": 1}
         config.update(saving, self.plan.source)
-        return self._placed(config, f"{slug(base)}-seed{self.seed}")
+        return self._with_folder(config, f"{slug(base)}-seed{self.seed}")
 
     def counting(self, arm: Arm) -> JobConfig:
-        """The configuration of the count for an arm, complete with the weights it is for."""
+        """Return the configuration of the count for an arm, with the weights that it counts for."""
         config = self.plan.counting(arm, self.seed)
         self.set_tokenizer(config)
         weights = {"checkpoint.initial_load_path": self.pretraining(arm.base).job.dump_folder}
         config.update(weights, self.plan.source)
         config = counting_config(config, world_size())
-        return self._placed(config, f"{slug(arm.base)}-seed{self.seed}-count")
+        return self._with_folder(config, f"{slug(arm.base)}-seed{self.seed}-count")
 
     def counts_path(self, arm: Arm) -> str:
-        """The file of the counts for an arm."""
+        """Return the file of the counts for an arm."""
         return str(Path(self.counting(arm).job.dump_folder, "idf.safetensors"))
 
     def set_tokenizer(self, config: JobConfig) -> None:
         """Name the tokenizer that is trained for this plan and seed, if it has one."""
         if self.plan.reproduce.vocabulary:
-            path = {"tokenizer.path": str(self._tokenizer_path())}
-            config.update(path, self.plan.source)
+            config.update({"tokenizer.path": str(self._tokenizer_path())}, self.plan.source)
 
-    def weights(self, base: str) -> BaseWeights | None:
-        """The weights of a base, pretrained if they are not there; None if asked to stop."""
+    def weights(self, base: str) -> Weights | None:
+        """Return the weights of a base, pretrained if they are not there; None if asked to stop."""
         if base not in self._weights:
             config = self.pretraining(base)
-            folder = Path(config.job.dump_folder)
-            if not _is_finished(folder, config.training.steps):
+            folder, steps = Path(config.job.dump_folder), config.training.steps
+            if not from_first_rank(lambda: _last_step(folder) == f"step-{steps}"):
                 logger.info("== pretraining %s, seed %d: %s", base, self.seed, folder)
                 self._make_tokenizer()
                 if run(config, Trainer.train) != 0:
                     return None
-            self._weights[base] = BaseWeights()
+            self._weights[base] = {}
         return self._weights[base]
 
     def count(self, arm: Arm) -> bool:
@@ -104,16 +110,15 @@ class Bases:
         logger.info("== counting the background of %s, seed %d", arm.base, self.seed)
         return run(self.counting(arm), count_background) == 0
 
-    def _placed(self, config: JobConfig, name: str) -> JobConfig:
-        """The configuration with a folder named by what it says."""
+    def _with_folder(self, config: JobConfig, name: str) -> JobConfig:
+        """Return the configuration with a folder named after its settings."""
         digest = _digest(given_settings(config), self._tokenizer_sources())
         config.job.dump_folder = str(self.root / f"{name}-{digest}")
         return config
 
     def _tokenizer_path(self) -> Path:
-        sources = self._tokenizer_sources()
         size = self.plan.reproduce.vocabulary
-        digest = _digest(size, sources)
+        digest = _digest(size, self._tokenizer_sources())
         return self.root / f"tokenizer-{size}-{digest}.tiktoken"
 
     def _tokenizer_sources(self) -> list[str]:
@@ -129,25 +134,14 @@ class Bases:
                     train_rank_file(itertools.chain.from_iterable(texts), size, str(path))
 
 
-def _digest(settings: object, sources: Sequence[str]) -> str:
-    """Ten hex digits that change with the settings, the invented world, and local files."""
+def _digest(settings: object, sources: list[str]) -> str:
+    """Return ten hex digits that change with the settings, the invented world, and local files."""
     files = [Path(source) for source in sources if Path(source).is_file()]
     contents = [[file.stat().st_size, file.stat().st_mtime_ns] for file in files]
     content = json.dumps([settings, sources, contents, WORLD_VERSION], sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()[:10]
 
 
-def _is_finished(folder: Path, steps: int) -> bool:
+def _last_step(folder: Path) -> str:
     last = folder / LAST
-    return bool(
-        from_first_rank(lambda: last.is_file() and last.read_text().strip() == f"step-{steps}")
-    )
-
-
-def _base_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
-    """The parameters that pretraining made, by name: all but those of adapters."""
-    return {name: p for name, p in model.named_parameters() if not is_adapter(name)}
-
-
-def _local(parameter: torch.Tensor) -> torch.Tensor:
-    return parameter.to_local() if isinstance(parameter, DTensor) else parameter
+    return last.read_text().strip() if last.is_file() else ""

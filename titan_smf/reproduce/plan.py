@@ -63,28 +63,13 @@ class Reproduce:
 
 
 @dataclass(frozen=True)
-class Arm:
-    """A method with its settings, to be run at several rates."""
-
-    name: str
-    group: str
-    base: str
-    rate: dict[str, float]
-    """The settings that take the rate, and what each multiplies it by."""
-    rates: tuple[float, ...]
-    settings: dict[str, Any]
-    """Full keys and values, over those of the phase `learn`."""
-    tune: bool
-    """Whether one of its rates is chosen."""
-
-
-@dataclass
 class _ArmTable:
-    """A table `[[arms]]` as it is written."""
+    """A table `[[arms]]` as it is written, but for its settings."""
 
     name: str
     base: str
     rate: list[str]
+    """The settings that take the rate."""
     rates: list[float]
     factors: list[float] = field(default_factory=list)
     """What the settings of `rate` multiply it by, in their order; [] = by 1."""
@@ -98,6 +83,14 @@ class _ArmTable:
 
 
 @dataclass(frozen=True)
+class Arm(_ArmTable):
+    """A method with its settings, to be run at several rates."""
+
+    settings: dict[str, Any] = field(default_factory=dict)
+    """Full keys and values, over those of the phase `learn`."""
+
+
+@dataclass(frozen=True)
 class Plan:
     """Everything that is to be run."""
 
@@ -106,20 +99,20 @@ class Plan:
     phases: dict[str, dict[str, Any]]
     """The settings of each phase, full key -> value."""
     bases: dict[str, dict[str, Any]]
-    arms: tuple[Arm, ...]
+    arms: list[Arm]
 
     def pretraining(self, base: str, seed: int) -> JobConfig:
-        """The configuration by which a base is pretrained."""
+        """Return the configuration by which a base is pretrained."""
         return self._config(seed, self.phases["pretrain"], self.bases[base])
 
     def counting(self, arm: Arm, seed: int) -> JobConfig:
-        """The configuration by which the background of an arm is counted."""
+        """Return the configuration by which the background of an arm is counted."""
         own = {key: value for key, value in arm.settings.items() if key.startswith("idf.")}
         return self._config(seed, self.phases["count"], self.bases[arm.base], own)
 
     def learning(self, arm: Arm, seed: int, rate: float, tuning: bool) -> JobConfig:
-        """The configuration of one run of an arm, on the facts for tuning or those reported."""
-        rates = {key: factor * rate for key, factor in arm.rate.items()}
+        """Return the configuration of an arm's run, on the facts for tuning or those reported."""
+        rates = {key: factor * rate for key, factor in zip(arm.rate, arm.factors, strict=True)}
         last = self.phases["tune"] if tuning else {}
         described = {"job.description": arm.name}
         base = self.bases[arm.base]
@@ -134,7 +127,7 @@ class Plan:
 
 
 def read_plan(argv: Sequence[str]) -> Plan:
-    """The plan of `--job.config FILE` with the overrides in `argv`.
+    """Read the plan of `--job.config FILE` with the overrides in `argv`.
 
     Raises:
         ConfigError: the file or an override is not as this module's docstring says.
@@ -149,40 +142,36 @@ def read_plan(argv: Sequence[str]) -> Plan:
     if not tables.get("arms"):
         needed = "one table [[arms]] or more, as in the plan train_configs/demo.toml"
         raise ConfigError("arms", [], needed, path)
-    bases = _bases(tables.pop("bases", {}), settings, path)
-    arms = tables.pop("arms")
-    values = dict(flatten(tables, "", allowed, path)) | overrides
+    given, arms = tables.pop("bases", {}), tables.pop("arms")
+    if not isinstance(given, dict) or not all(isinstance(base, dict) for base in given.values()):
+        raise ConfigError("bases", given, "tables of settings, [bases.NAME]", path)
+    bases = {name: dict(flatten(base, "", settings, path)) for name, base in given.items()}
     reproduce = Reproduce()
     phases: dict[str, dict[str, Any]] = {phase: {} for phase in PHASES}
-    for key, value in values.items():
+    for key, value in (dict(flatten(tables, "", allowed, path)) | overrides).items():
         phase, _, name = key.partition(".")
         if phase == "reproduce":
             setattr(reproduce, name, value)
         else:
             phases[phase][name] = value
-    given = list(_arms(arms, phases["replay"], settings, path))
-    plan = Plan(path, reproduce, phases, bases, tuple(given))
+    plan = Plan(path, reproduce, phases, bases, list(_arms(arms, phases["replay"], settings, path)))
     _check(plan, overrides)
     where = COMMAND_LINE if "reproduce.arms" in overrides else path
-    return dataclasses.replace(plan, arms=tuple(_chosen(given, reproduce.arms, where)))
-
-
-def _bases(table: Any, settings: dict[str, Any], path: str) -> dict[str, dict[str, Any]]:
-    if not isinstance(table, dict) or not all(isinstance(base, dict) for base in table.values()):
-        raise ConfigError("bases", table, "tables of settings, [bases.NAME]", path)
-    return {name: dict(flatten(base, "", settings, path)) for name, base in table.items()}
+    return dataclasses.replace(plan, arms=_chosen(plan.arms, reproduce.arms, where))
 
 
 def _arms(
     tables: Any, replay: dict[str, Any], settings: dict[str, Any], path: str
 ) -> Iterator[Arm]:
-    """Every arm, and behind it its twin with replay where it asks for one."""
+    """Yield every arm, and behind it its twin with replay where it asks for one."""
     if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
         raise ConfigError("arms", tables, "a list of tables, [[arms]]", path)
     for number, table in enumerate(tables):
         key = f"arms[{number}]"
         own = dict(flatten(table.pop("settings", {}), "", settings, path))
-        arm: _ArmTable = check_value(key, table, _ArmTable, path)
+        given: _ArmTable = check_value(key, table, _ArmTable, path)
+        arm = Arm(**dataclasses.asdict(given), settings=own)
+        arm = dataclasses.replace(arm, factors=arm.factors or [1.0] * len(arm.rate))
         if unknown := [name for name in arm.rate if settings.get(name) is not float]:
             raise ConfigError(f"{key}.rate", unknown[0], "a setting that is a number", path)
         if not arm.rate:
@@ -190,19 +179,16 @@ def _arms(
         if not arm.rates or not _positive(arm.rates) or len(set(arm.rates)) < len(arm.rates):
             allowed = "one or more different numbers above 0"
             raise ConfigError(f"{key}.rates", arm.rates, allowed, path)
-        factors = arm.factors or [1.0] * len(arm.rate)
-        if not _positive(factors) or len(factors) != len(arm.rate):
+        if not _positive(arm.factors) or len(arm.factors) != len(arm.rate):
             allowed = "a number above 0 for each setting of `rate`"
-            raise ConfigError(f"{key}.factors", factors, allowed, path)
+            raise ConfigError(f"{key}.factors", arm.factors, allowed, path)
         if "finetune.method" not in own:
             allowed = "finetune.method among the settings: what learns"
             raise ConfigError(f"{key}.settings", list(own), allowed, path)
-        rate, rates = dict(zip(arm.rate, factors, strict=True)), tuple(arm.rates)
-        plain = Arm(arm.name, arm.group, arm.base, rate, rates, own, arm.tune)
-        yield plain
+        yield arm
         if arm.replay:
             name, group = arm.name + WITH_REPLAY, f"{arm.group} replay"
-            yield dataclasses.replace(plain, name=name, group=group, settings=replay | own)
+            yield dataclasses.replace(arm, name=name, group=group, settings=replay | own)
 
 
 def _positive(numbers: Sequence[float]) -> bool:
@@ -210,27 +196,24 @@ def _positive(numbers: Sequence[float]) -> bool:
 
 
 def _check(plan: Plan, overrides: dict[str, Any]) -> None:
-    names = [arm.name for arm in plan.arms]
-    reproduce = plan.reproduce
-    where = COMMAND_LINE if "reproduce.seeds" in overrides else plan.source
+    names, seeds = [arm.name for arm in plan.arms], plan.reproduce.seeds
     if twice := [name for name in names if names.count(name) > 1]:
         raise ConfigError("arms.name", twice[0], "a name of its own for each arm", plan.source)
     slugs = [slug(name) for name in names]
     if same := [name for name in names if not slug(name) or slugs.count(slug(name)) > 1]:
-        raise ConfigError(
-            "arms.name", same[0], "names that differ in letters or digits", plan.source
-        )
+        allowed = "names that differ in letters or digits"
+        raise ConfigError("arms.name", same[0], allowed, plan.source)
     for arm in plan.arms:
         if arm.base not in plan.bases:
             allowed = f"a base: {', '.join(plan.bases) or 'there is no table [bases.NAME]'}"
             raise ConfigError("arms.base", arm.base, allowed, plan.source)
-    seeds = reproduce.seeds
     if not seeds or len(set(seeds)) < len(seeds) or min(seeds) < 0:
+        where = COMMAND_LINE if "reproduce.seeds" in overrides else plan.source
         raise ConfigError("reproduce.seeds", seeds, "different numbers, 0 or more", where)
 
 
-def _chosen(arms: Sequence[Arm], names: Sequence[str], source: str) -> Iterator[Arm]:
-    """The arms that are asked for, in the plan's order."""
+def _chosen(arms: Sequence[Arm], names: Sequence[str], source: str) -> list[Arm]:
+    """Return the arms of these names or groups, or all, in the plan's order."""
     groups = sorted({arm.group for arm in arms})
     known = [arm.name for arm in arms]
     if unknown := [name for name in names if name not in (*groups, *known)]:
@@ -241,11 +224,11 @@ def _chosen(arms: Sequence[Arm], names: Sequence[str], source: str) -> Iterator[
             f"a name: --reproduce.arms '{json.dumps(near[:1])}'"
         )
         raise ConfigError("reproduce.arms", unknown[0], allowed, source)
-    yield from (arm for arm in arms if not names or {arm.name, arm.group} & set(names))
+    return [arm for arm in arms if not names or {arm.name, arm.group} & set(names)]
 
 
 def _filled(value: Any, seed: int) -> Any:
-    """The value with the seed in its text, wherever that is inside it."""
+    """Return the value with the seed filled into every text inside it."""
     if isinstance(value, str):
         return value.replace("{seed}", str(seed))
     if isinstance(value, list):
@@ -257,7 +240,7 @@ def _filled(value: Any, seed: int) -> Any:
 
 
 def given_settings(config: JobConfig) -> dict[str, Any]:
-    """The settings that a plan gives a run, as JSON values: what its results depend on.
+    """Return the settings that a plan gives a run, as JSON values: what its results depend on.
 
     Defaults are not among them, nor how the work is spread over the ranks.
     """
@@ -267,5 +250,5 @@ def given_settings(config: JobConfig) -> dict[str, Any]:
 
 
 def slug(name: str) -> str:
-    """A name for a folder: letters and digits, all else a dash."""
+    """Return a name for a folder: letters and digits, all else a dash."""
     return re.sub(r"[^a-z0-9.]+", "-", name.lower()).strip("-.")

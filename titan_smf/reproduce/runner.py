@@ -30,16 +30,9 @@ from titan_smf.config.checks import check
 from titan_smf.config.job import JobConfig
 from titan_smf.errors import ConfigError
 from titan_smf.evaluation.sets import complete_sets
-from titan_smf.reproduce.bases import Bases, BaseWeights
+from titan_smf.reproduce.bases import ArmTrainer, Bases
 from titan_smf.reproduce.plan import Plan, given_settings
-from titan_smf.reproduce.runs import (
-    COMPLETE,
-    Run,
-    analyses_folder,
-    planned_runs,
-    results_at,
-    save_rates,
-)
+from titan_smf.reproduce.runs import COMPLETE, Run, planned_runs, save_rates
 from titan_smf.runtime import format_duration, from_first_rank, rank, world_size
 from titan_smf.storage import write_json
 from titan_smf.streams.loader import open_stream
@@ -47,19 +40,6 @@ from titan_smf.training.trainer import Trainer
 from titan_smf.training.trainer import run as run_trainer
 
 logger = logging.getLogger("titan_smf")
-
-
-class ArmTrainer(Trainer):
-    """A trainer that starts from weights in memory."""
-
-    def __init__(self, config: JobConfig, base: BaseWeights) -> None:
-        super().__init__(config)
-        self.base = base
-
-    def load_weights(self, run: str) -> Path:
-        """Take the base's, which the first trainer reads from the run's folder."""
-        self.base.load_into(self.model, lambda: super(ArmTrainer, self).load_weights(run))
-        return Path(run)
 
 
 class _Once(logging.Filter):
@@ -70,13 +50,12 @@ class _Once(logging.Filter):
         self.seen: set[str] = set()
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Whether the record is news."""
+        """Return whether the record is no warning, or a new one."""
         if record.levelno != logging.WARNING:
             return True
-        text = record.getMessage()
-        news = text not in self.seen
-        self.seen.add(text)
-        return news
+        is_new = record.getMessage() not in self.seen
+        self.seen.add(record.getMessage())
+        return is_new
 
 
 class Runner:
@@ -84,37 +63,39 @@ class Runner:
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
+        self.runs = list(planned_runs(plan))
+        self.bases = {seed: Bases(plan, seed) for seed in plan.reproduce.seeds}
         self.seconds: dict[str, list[float]] = defaultdict(list)
         """What complete runs took, by arm."""
         self.once = _Once()
 
     def run(self) -> bool:
         """Run to the end of the plan; False if asked to stop before."""
-        runs = list(planned_runs(self.plan))
-        bases = {run.seed: Bases(self.plan, run.seed) for run in runs}
-        self._check(runs, bases)
-        left = [run for run in runs if not self._is_complete(run, bases[run.seed])]
-        logger.info("%d runs, %d of them complete already", len(runs), len(runs) - len(left))
-        for number, run in enumerate(left):
-            logger.info("run %d/%d: %s", len(runs) - len(left) + number + 1, len(runs), run)
+        self._check()
+        left = [run for run in self.runs if not self._is_complete(run)]
+        total, done = len(self.runs), len(self.runs) - len(left)
+        logger.info("%d runs, %d of them complete already", total, done)
+        for number, run in enumerate(left, start=1):
+            logger.info("run %d/%d: %s", done + number, total, run)
             begin = time.perf_counter()
-            if not self._run(run, bases[run.seed]):
+            if not self._run(run):
                 logger.info("Stopped on request; the same command goes on from here")
                 return False
-            self._record(run, bases[run.seed], time.perf_counter() - begin)
-            self._print_progress(run, left[number + 1 :])
+            self._record(run, time.perf_counter() - begin)
+            self._print_progress(run, left[number:])
         if rank() == 0:
             save_rates(self.plan)
-        for of_seed in bases.values():
-            self._analyse(of_seed)
+        for seed in self.bases:
+            self._analyse(seed)
         return True
 
-    def configuration(self, run: Run, bases: Bases) -> JobConfig:
-        """The configuration of one run, complete with the base and the counts it needs."""
+    def configuration(self, run: Run) -> JobConfig:
+        """Return the configuration of one run, with its base and the counts that it needs."""
+        bases = self.bases[run.seed]
         config = self.plan.learning(run.arm, run.seed, run.rate, run.tuning)
         bases.set_tokenizer(config)
         places: dict[str, Any] = {
-            "job.dump_folder": str(run.folder(self.plan)),
+            "job.dump_folder": str(run.folder),
             "checkpoint.enable": False,
             "checkpoint.initial_load_path": bases.pretraining(run.arm.base).job.dump_folder,
             "metrics.enable_tensorboard": False,
@@ -124,8 +105,8 @@ class Runner:
         config.update(places, self.plan.source)
         return config
 
-    def _run(self, run: Run, bases: Bases) -> bool:
-        config = self.configuration(run, bases)
+    def _run(self, run: Run) -> bool:
+        config, bases = self.configuration(run), self.bases[run.seed]
         weights = bases.weights(run.arm.base)
         if weights is None or (config.needs_counts and not bases.count(run.arm)):
             return False
@@ -134,35 +115,38 @@ class Runner:
         logger.setLevel(logging.WARNING)  # a line for each run is enough
         logger.addFilter(self.once)
         try:
-            build = functools.partial(ArmTrainer, base=weights)
+            build = functools.partial(ArmTrainer, base_weights=weights)
             return run_trainer(config, Trainer.train, build) == 0
         finally:
             logger.removeFilter(self.once)
             logger.setLevel(level)
 
-    def _analyse(self, bases: Bases) -> None:
+    def _analyse(self, seed: int) -> None:
         """Analyse accesses with the first arm that uses counts, if any does."""
-        runs = (Run(arm, bases.seed, arm.rates[0], tuning=False) for arm in self.plan.arms)
-        for run in runs:
-            config = self.configuration(run, bases)
-            if config.needs_counts:
-                folder = analyses_folder(self.plan) / f"seed-{bases.seed}"
-                config.update({"job.dump_folder": str(folder)}, self.plan.source)
-                if not from_first_rank((folder / ANALYSIS_FILE).is_file):
-                    logger.info("== analysing accesses, seed %d: %s", bases.seed, folder)
-                    run_trainer(analysis_config(config), analyse_accesses)
-                return
+        for run in self.runs:
+            if run.seed == seed and not run.tuning:
+                config = self.configuration(run)
+                if config.needs_counts:
+                    folder = Path(self.plan.reproduce.folder, "analysis", f"seed-{seed}")
+                    config.update({"job.dump_folder": str(folder)}, self.plan.source)
+                    if not from_first_rank((folder / ANALYSIS_FILE).is_file):
+                        logger.info("== analysing accesses, seed %d: %s", seed, folder)
+                        run_trainer(analysis_config(config), analyse_accesses)
+                    return
 
-    def _check(self, runs: Sequence[Run], bases: dict[int, Bases]) -> None:
+    def _check(self) -> None:
         """Find the mistakes of the whole plan before its first run."""
+        folder = self.plan.reproduce.folder
+        if any(path.is_file() for path in (Path(folder), *Path(folder).parents)):
+            raise ConfigError("reproduce.folder", folder, "a folder, not a file")
         streams = set()
-        for run in runs:
-            of_seed = bases[run.seed]
+        for run in self.runs:
+            bases = self.bases[run.seed]
             try:
-                learning = self.configuration(run, of_seed)
-                configs = [of_seed.pretraining(run.arm.base), learning]
+                learning = self.configuration(run)
+                configs = [bases.pretraining(run.arm.base), learning]
                 if learning.needs_counts:
-                    configs.append(of_seed.counting(run.arm))
+                    configs.append(bases.counting(run.arm))
                 for config in configs:
                     check(config, world_size())
                 roles = {given.role for given in complete_sets(learning.evaluation)}
@@ -174,42 +158,37 @@ class Runner:
                 raise ConfigError("learn.evaluation.sets", list(roles), allowed, self.plan.source)
             if learning.stream.path:
                 streams.add((learning.stream.path, learning.stream.kind))
-        for path, kind in sorted(streams):
+        for path, kind in sorted(streams):  # on every rank: there is no process group yet
             open_stream(path, kind)
 
-    def _is_complete(self, run: Run, bases: Bases) -> bool:
-        """Whether there are results of a run, by the settings that it has now. Collective.
+    def _is_complete(self, run: Run) -> bool:
+        """Return whether there are results of a run, by the settings that it has now. Collective.
 
         Raises:
             ConfigError: there are, by other settings.
         """
-        done = from_first_rank(lambda: run.completed(self.plan))
+        done = from_first_rank(run.completed)
         if done is None:
             return False
-        if difference := describe_difference(done["settings"], self._settings(run, bases)):
-            allowed = f"a new folder, or one without {run.folder(self.plan)}, where {difference}"
+        settings = given_settings(self.configuration(run))
+        if difference := describe_difference(done["settings"], settings):
+            allowed = f"a new folder, or one without {run.folder}, where {difference}"
             raise ConfigError("reproduce.folder", self.plan.reproduce.folder, allowed)
         self.seconds[run.arm.name].append(done["seconds"])
         return True
 
-    def _settings(self, run: Run, bases: Bases) -> dict[str, Any]:
-        return given_settings(self.configuration(run, bases))
-
-    def _record(self, run: Run, bases: Bases, seconds: float) -> None:
+    def _record(self, run: Run, seconds: float) -> None:
         self.seconds[run.arm.name].append(seconds)
         if rank() == 0:
-            done = {"seconds": seconds, "settings": self._settings(run, bases)}
-            write_json(run.folder(self.plan) / COMPLETE, done)
+            settings = given_settings(self.configuration(run))
+            write_json(run.folder / COMPLETE, {"seconds": seconds, "settings": settings})
 
     def _print_progress(self, run: Run, left: Sequence[Run]) -> None:
         mean = fmean(second for seconds in self.seconds.values() for second in seconds)
-        seconds = sum(
-            fmean(self.seconds[other.arm.name]) if self.seconds[other.arm.name] else mean
-            for other in left
-        )
+        seconds = sum(fmean(self.seconds[other.arm.name] or [mean]) for other in left)
         scores = "  ".join(
             f"{line['set']} {name} {value['mean']:.3f}"
-            for line in results_at(run.folder(self.plan), last=True)
+            for line in run.results(last=True)
             for name, value in list(line["metrics"].items())[:1]
         )
         logger.info("%s  left %s", scores, format_duration(seconds))

@@ -8,7 +8,6 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from titan_smf.errors import ConfigError
 from titan_smf.reproduce.plan import Arm, Plan, slug
 from titan_smf.storage import read_lines, write_json
 
@@ -20,6 +19,7 @@ COMPLETE = "complete.json"
 class Run:
     """One arm at one rate and seed, on the facts for tuning or those that are reported."""
 
+    plan_folder: str
     arm: Arm
     seed: int
     rate: float
@@ -29,74 +29,58 @@ class Run:
         what = ", tuning" if self.tuning else ""
         return f"{self.arm.name}, rate {self.rate:g}, seed {self.seed}{what}"
 
-    def folder(self, plan: Plan) -> Path:
-        """Where its results are."""
+    @property
+    def folder(self) -> Path:
+        """The folder of its results."""
         kind = "tuning" if self.tuning else "runs"
-        root = Path(plan.reproduce.folder, kind, f"seed-{self.seed}")
-        return root / slug(self.arm.name) / f"rate-{self.rate:g}"
+        arm, rate = slug(self.arm.name), f"rate-{self.rate:g}"
+        return Path(self.plan_folder, kind, f"seed-{self.seed}", arm, rate)
 
-    def completed(self, plan: Plan) -> dict[str, Any] | None:
-        """The settings and seconds of the run if it is complete, else None.
+    def completed(self) -> dict[str, Any] | None:
+        """Return the settings and seconds of the run if it is complete, else None."""
+        done = _read_json(self.folder / COMPLETE)
+        return done if done.keys() >= {"settings", "seconds"} else None
 
-        Raises:
-            ConfigError: `reproduce.folder` is no folder.
-        """
-        try:
-            done = json.loads((self.folder(plan) / COMPLETE).read_text())
-        except (FileNotFoundError, ValueError):  # or torn: it is run again
-            return None
-        except NotADirectoryError:
-            folder = plan.reproduce.folder
-            raise ConfigError("reproduce.folder", folder, "a folder, not a file") from None
-        return done if isinstance(done, dict) and done.keys() >= {"settings", "seconds"} else None
+    def results(self, last: bool) -> list[dict[str, Any]]:
+        """Return the lines of `results.jsonl` from the run's last evaluation, or its first."""
+        lines = read_lines(self.folder / "results.jsonl")
+        lines = [line for line in lines if not line.get("checkpoint")]
+        step = (max if last else min)((line["step"] for line in lines), default=0)
+        return [line for line in lines if line["step"] == step]
 
 
 def planned_runs(plan: Plan) -> Iterator[Run]:
-    """All runs of a plan, in order."""
+    """Yield all runs of a plan, in order."""
     for seed in plan.reproduce.seeds:
         for arm in plan.arms:
             for rate in arm.rates:
                 if arm.tune and seed == plan.reproduce.tuning_seed:
-                    yield Run(arm, seed, rate, tuning=True)
-                yield Run(arm, seed, rate, tuning=False)
-
-
-def runs_folder(plan: Plan) -> Path:
-    """The folder of the runs that are reported, and of the chosen rates."""
-    return Path(plan.reproduce.folder, "runs")
-
-
-def analyses_folder(plan: Plan) -> Path:
-    """The folder of the analyses of accesses, one a seed."""
-    return Path(plan.reproduce.folder, "analysis")
+                    yield Run(plan.reproduce.folder, arm, seed, rate, tuning=True)
+                yield Run(plan.reproduce.folder, arm, seed, rate, tuning=False)
 
 
 def chosen_rates(plan: Plan) -> dict[str, float]:
-    """The rates in `chosen.json`, by arm; empty if none was chosen yet."""
-    path = runs_folder(plan) / "chosen.json"
-    try:
-        return dict(json.loads(path.read_text()))
-    except (FileNotFoundError, ValueError, TypeError):  # or torn: it is written again
-        return {}
+    """Return the rates in `chosen.json`, by arm; empty if none was chosen yet."""
+    return _read_json(_chosen_file(plan))
 
 
 def save_rates(plan: Plan) -> None:
     """Choose the rates of the plan's arms, beside those of arms that it has not."""
     if rates := choose_rates(plan):
-        write_json(runs_folder(plan) / "chosen.json", chosen_rates(plan) | rates)
+        write_json(_chosen_file(plan), chosen_rates(plan) | rates)
 
 
 def choose_rates(plan: Plan) -> dict[str, float]:
-    """For each arm the rate with the highest sum of what is learned and kept of tuning facts.
+    """Choose for each arm the rate that learns and keeps most of the tuning facts.
 
-    That is the target set's F1 plus the mean F1 of the held-out sets; the lower of equal rates.
-    Empty if the plan has no runs for tuning.
+    That is the highest sum of the target set's F1 and the mean F1 of the held-out sets; the lower
+    of equal rates. Empty if the plan has no runs for tuning.
     """
     scores: dict[str, dict[float, float]] = defaultdict(dict)
     for run in planned_runs(plan):
         if run.tuning:
             by_role: dict[str, list[float]] = defaultdict(list)
-            for line in results_at(run.folder(plan), last=True):
+            for line in run.results(last=True):
                 if "f1" in line["metrics"]:
                     by_role[line["role"]].append(line["metrics"]["f1"]["mean"])
             parts = [fmean(by_role[role]) for role in ("target", "held_out") if by_role[role]]
@@ -106,18 +90,13 @@ def choose_rates(plan: Plan) -> dict[str, float]:
     }
 
 
-def complete_folders(plan: Plan) -> dict[str, list[Path]]:
-    """The folders of complete runs that are reported, by the group of their arm."""
-    folders: dict[str, list[Path]] = defaultdict(list)
-    for run in planned_runs(plan):
-        if not run.tuning and run.completed(plan) is not None:
-            folders[run.arm.group].append(run.folder(plan))
-    return folders
+def _chosen_file(plan: Plan) -> Path:
+    return Path(plan.reproduce.folder, "runs", "chosen.json")
 
 
-def results_at(folder: Path, last: bool) -> list[dict[str, Any]]:
-    """The lines of a run's `results.jsonl` from its last evaluation, or its first."""
-    lines = [line for line in read_lines(folder / "results.jsonl") if not line.get("checkpoint")]
-    steps = [line["step"] for line in lines]
-    step = (max if last else min)(steps, default=0)
-    return [line for line in lines if line["step"] == step]
+def _read_json(path: Path) -> dict[str, Any]:
+    """Return the object in a file; empty if it is not there, or torn: it is then written again."""
+    try:
+        return dict(json.loads(path.read_text()))
+    except (FileNotFoundError, ValueError, TypeError):
+        return {}

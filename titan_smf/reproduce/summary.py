@@ -1,44 +1,63 @@
-"""What complete runs learned and kept, as a table for the terminal."""
+"""What complete runs learned and kept: a table for the terminal, and reports."""
 
 from collections import defaultdict
 from collections.abc import Sequence
+from pathlib import Path
 from statistics import fmean
 
-from titan_smf.reproduce.plan import Plan
-from titan_smf.reproduce.runs import Run, chosen_rates, planned_runs, results_at
+from titan_smf.report.write import write_report
+from titan_smf.reproduce.plan import Plan, slug
+from titan_smf.reproduce.runs import Run, chosen_rates, planned_runs
+
+
+def write_reports(plan: Plan) -> list[Path]:
+    """Write a report for each group of arms with complete runs; returns the HTML pages.
+
+    The report of the first group has the analyses of accesses; those of the others have the arms
+    of the first group too, to compare with.
+    """
+    groups: dict[str, list[Path]] = defaultdict(list)
+    for run in planned_runs(plan):
+        if not run.tuning and run.completed() is not None:
+            groups[run.arm.group].append(run.folder)
+    root = Path(plan.reproduce.folder)
+    beside = [folder for folder in [root / "analysis"] if folder.is_dir()]
+    pages = []
+    for group, folders in groups.items():
+        written = write_report(folders + beside, root / "report" / slug(group))
+        pages += [path for path in written if path.suffix == ".html"]
+        beside = next(iter(groups.values()))
+    return pages
 
 
 def summary(plan: Plan) -> str:
-    """One row for each arm and rate, every set before and after; means over seeds.
+    """Return a table with a row for each arm and rate, and each set's scores before and after.
 
-    Of an arm with a chosen rate there is that rate alone.
+    Scores are means over seeds. An arm with a chosen rate is shown at that rate alone.
     """
     chosen = chosen_rates(plan)
     runs: dict[tuple[str, float], list[Run]] = defaultdict(list)
     for run in planned_runs(plan):
         if not run.tuning and run.rate == chosen.get(run.arm.name, run.rate):
             runs[run.arm.name, run.rate].append(run)
-    scores = {key: _scores(plan, of_key) for key, of_key in runs.items()}
+    scores = {key: _scores(of_key) for key, of_key in runs.items()}
     sets = list(dict.fromkeys(name for row in scores.values() for name in row))
     table = [["method", "rate", *sets]]
     for (name, rate), row in scores.items():
         table.append([name, f"{rate:g}", *(row.get(each, "") for each in sets)])
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    lines = [
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in table
-    ]
+    lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in table]
     if len(plan.reproduce.seeds) == 1:
         lines += ["", "One seed: another may order the methods differently."]
     return "\n".join(lines)
 
 
-def _scores(plan: Plan, runs: Sequence[Run]) -> dict[str, str]:
-    """By set and its first metric: the mean before, and after."""
+def _scores(runs: Sequence[Run]) -> dict[str, str]:
+    """Return the mean of each set's first metric, before and after."""
     values: dict[str, tuple[list[float], list[float]]] = defaultdict(lambda: ([], []))
     for run in runs:
         for end in (0, 1):
-            for line in results_at(run.folder(plan), last=bool(end)):
+            for line in run.results(last=bool(end)):
                 metric, value = next(iter(line["metrics"].items()))
                 values[f"{line['set']} {metric}"][end].append(value["mean"])
     return {
