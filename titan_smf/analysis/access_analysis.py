@@ -22,10 +22,8 @@ The model is split over the ranks, so all of them make the same number of forwar
 """
 
 import json
-import logging
 import math
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +49,6 @@ from titan_smf.analysis.measures import (
 )
 from titan_smf.evaluation.templates import load_template
 from titan_smf.model.llama import Addressed
-from titan_smf.runtime import format_duration
 from titan_smf.sparse.accesses import OwnedSlots, touched_slots
 from titan_smf.sparse.ranking import Ranking, SelectionRule, select
 from titan_smf.streams.loader import open_stream
@@ -63,16 +60,13 @@ FRAGMENT_FILE = "access_analysis.html"
 EXAMPLES = 4
 """Records whose tokens are shown, spread evenly over those analysed."""
 TEXTS_OF_EXAMPLE = 3
-SECONDS_BETWEEN_LINES = 5
-
-logger = logging.getLogger("titan_smf")
 
 
 def analyse_accesses(trainer: Trainer) -> bool:
     """Analyse what the trainer's configuration names and write the files; True. Collective."""
     path = trainer.load_weights(trainer.job_config.checkpoint.initial_load_path or "")
     analysis = AccessAnalysis(trainer).run(str(path))
-    if analysis is not None:
+    if dist.get_rank() == 0:
         write_analysis(analysis, trainer.folder)
     dist.barrier()
     return True
@@ -116,16 +110,20 @@ class AccessAnalysis:
         cpu, idf = torch.device("cpu"), config.selection.idf_path
         self.background = load_background(idf, trainer.model, trainer.tokenizer, cpu, self.tables)
 
-    def run(self, checkpoint: str) -> dict[str, Any] | None:
-        """Return the content of `access_analysis.json` on rank 0, None on others. Collective."""
+    def run(self, checkpoint: str) -> dict[str, Any]:
+        """Return the content of `access_analysis.json`. Collective."""
         settings = self.config
-        mine = list(self._results())
-        gathered: list[Any] = [None] * dist.get_world_size()
-        is_first = dist.get_rank() == 0
-        dist.gather_object(mine, gathered if is_first else None)
-        if not is_first:
-            return None
-        results = sorted((r for part in gathered for r in part), key=lambda r: r["number"])
+        passes = max(math.ceil(len(self._texts(record)) / self._rows) for record in self.records)
+
+        def results_of(numbers: list[int]) -> list[dict[str, Any]]:
+            """Analyse one record, or none beside the ranks that have one."""
+            texts = [text for number in numbers for text in self._texts(self.records[number])]
+            read = self._read(texts, passes)
+            return [self._result(number, read) for number in numbers]
+
+        model, lengths = self.trainer.evaluation.model, [1] * len(self.records)
+        results = model.map_batches(results_of, lengths, batch_size=1, what="analysis of records")
+        assert results is not None, "nobody asks an analysis to stop"
         examples = [example for r in results if (example := r.pop("example"))]
         memory = self.trainer.model.model_args.memory
         return {
@@ -146,23 +144,6 @@ class AccessAnalysis:
             "examples": examples,
         }
 
-    def _results(self) -> Iterator[dict[str, Any]]:
-        """Yield a result for each record of this rank. Collective."""
-        rank, ranks, total = dist.get_rank(), dist.get_world_size(), len(self.records)
-        begin = last_line = time.perf_counter()
-        for first in range(0, total, ranks):
-            sharing = self.records[first : first + ranks]
-            passes = max(math.ceil(len(self._texts(r)) / self._rows) for r in sharing)
-            record = sharing[rank] if rank < len(sharing) else None
-            read = self._read(self._texts(record) if record else [], passes)
-            if record is not None:
-                yield self._result(first + rank, record, read)
-            now, done = time.perf_counter(), first + len(sharing)
-            if now - last_line > SECONDS_BETWEEN_LINES or first == 0 or done == total:
-                last_line = now
-                left = format_duration((total - done) * (now - begin) / done)
-                logger.info("record %d/%d  left %s", done, total, left)
-
     def _texts(self, record: Record) -> list[str]:
         """Return the question, or a document's chunk, then the texts of the record's first step."""
         if isinstance(record, Fact):
@@ -177,31 +158,26 @@ class AccessAnalysis:
         tokenizer, seq_len = self.trainer.tokenizer, self.config.training.seq_len
         # The last token of a sequence is learned but not read: of a step's texts the end token.
         sequences = [tokenizer.encode(text, bos=True)[:seq_len] for text in texts]
+        num_tables = self.tables.num_tables
         read: list[ReadText] = []
-        for number in range(passes):
-            rows = sequences[number * self._rows : (number + 1) * self._rows]
-            length = max(map(len, rows), default=1)
-            inputs = torch.full((max(len(rows), 1), length), tokenizer.pad_id)
-            for row, tokens in enumerate(rows):
-                inputs[row, : len(tokens)] = torch.tensor(tokens)
+        for first in range(0, passes * self._rows, self._rows):
+            rows = sequences[first : first + self._rows]
+            inputs = self.trainer.evaluation.model.padded(rows or [[tokenizer.pad_id]])
             layers: list[Addressed] = []
             self.trainer.addresses({"input": inputs}, torch.zeros_like(inputs), layers.append)
-            slots, weights = self._joined(layers, inputs.shape)
-            for tokens, of_slots, of_weights in zip(rows, slots, weights, strict=False):
-                read.append(ReadText(tokens, of_slots[: len(tokens)], of_weights[: len(tokens)]))
+            slots = [self.tables.ids(at.slots, n % num_tables) for n, at in enumerate(layers)]
+            weights = [layer.weights.double() for layer in layers]
+            both = [
+                torch.cat([part.view(*inputs.shape, -1) for part in parts], -1).cpu()
+                for parts in (slots, weights)
+            ]
+            for row, tokens in enumerate(rows):
+                read.append(ReadText(tokens, *(whole[row, : len(tokens)] for whole in both)))
         return read
 
-    def _joined(self, layers: Sequence[Addressed], shape: torch.Size) -> tuple[Tensor, Tensor]:
-        """Return slot ids and weights, (B, S, A), of all memory layers, on the CPU."""
-        slots = [
-            self.tables.ids(layer.slots, number % self.tables.num_tables).view(*shape, -1).cpu()
-            for number, layer in enumerate(layers)
-        ]
-        weights = [layer.weights.double().view(*shape, -1).cpu() for layer in layers]
-        return torch.cat(slots, -1), torch.cat(weights, -1)
-
-    def _result(self, number: int, record: Record, read: Sequence[ReadText]) -> dict[str, Any]:
+    def _result(self, number: int, read: Sequence[ReadText]) -> dict[str, Any]:
         """Return all measures of a record; its `example` is None unless it is to be shown."""
+        record = self.records[number]
         # Texts repeat where there are fewer than rows in the batch, as in `StreamLoader`.
         texts = read[1:]
         in_batch = [texts[row % len(record.texts)].slots for row in range(self.batch_size)]

@@ -36,11 +36,12 @@ def coloured_texts(analysis: dict[str, Any]) -> str:
 
 
 def _legend(analysis: dict[str, Any], kinds: Sequence[tuple[str, int, str]]) -> str:
+    reads = analysis["accesses_per_token"]
     parts = []
     for name, place, colour in kinds:
-        most = most_reads(analysis, place)
-        swatch = f'<span style="{_background(colour, 1)};padding:.1em .4em">{most}</span>'
-        parts.append(f"{_text(name)}: {swatch} of a token's {analysis['accesses_per_token']} reads")
+        style = f"{_background(colour, 1)};padding:.1em .4em"
+        swatch = f'<span style="{style}">{most_reads(analysis, place)}</span>'
+        parts.append(f"{_text(name)}: {swatch} of a token's {reads} reads")
     parts.append("the weaker the colour, the fewer")
     parts.append('<span style="text-decoration:underline">names</span> are underlined')
     return f'<p style="margin:0">{"; ".join(parts)}.</p>'
@@ -49,24 +50,21 @@ def _legend(analysis: dict[str, Any], kinds: Sequence[tuple[str, int, str]]) -> 
 def _coloured(
     example: dict[str, Any], analysis: dict[str, Any], name: str, place: int, colour: str
 ) -> str:
-    """One example's texts, coloured by one kind of reads."""
+    """Return one example's texts, coloured by one kind of reads."""
     most = max(1, most_reads(analysis, place))
-    rows = [
-        (question_name(analysis), example["question"]),
-        *(("", text) for text in example["texts"]),
-    ]
+    prefix = f'<span style="opacity:.7">{question_name(analysis)}: </span>'
     lines = []
-    for label, tokens in rows:
+    for tokens in (example["question"], *example["texts"]):
         spans = []
-        for piece, *counts, is_name in tokens:
-            count = counts[place - 1]
+        for token in tokens:
+            count, is_name = token[place], token[-1]
             styles = [_background(colour, count / most) + ";border-radius:2px"] if count else []
             styles += ["text-decoration:underline"] if is_name else []
-            title = f"{count} of {analysis['accesses_per_token']}"
             style = f' style="{";".join(styles)}"' if styles else ""
-            spans.append(f'<span{style} title="{title}">{_text(piece)}</span>')
-        prefix = f'<span style="opacity:.7">{label}: </span>' if label else ""
+            title = f"{count} of {analysis['accesses_per_token']}"
+            spans.append(f'<span{style} title="{title}">{_text(token[0])}</span>')
         lines.append(f'<div style="white-space:pre-wrap">{prefix}{"".join(spans)}</div>')
+        prefix = ""
     head = f'<div style="opacity:.7;font-size:.9em">{_text(name)}</div>'
     return f"<div>{head}{''.join(lines)}</div>"
 
@@ -77,8 +75,7 @@ def _background(colour: str, share: float) -> str:
 
 
 def _text(text: str) -> str:
-    """Escaped, in ASCII, so that it is read alike in every encoding; what cannot be seen is shown
-    as a replacement character."""
+    """Escape into ASCII, read alike in every encoding; invisible characters are replaced."""
     visible = "".join(
         c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in text
     )

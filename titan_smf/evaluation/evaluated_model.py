@@ -95,7 +95,7 @@ class EvaluatedModel:
                 without items left with an empty batch.
             lengths: tokens of each item.
             batch_size: items that a rank works on at once, at most.
-            what: is evaluated, for the progress lines.
+            what: is done, for the progress lines.
         """
         rank, ranks = dist.get_rank(), dist.get_world_size()
         batches = batches_by_length(lengths, min(batch_size, -(-len(lengths) // ranks)))
@@ -112,7 +112,7 @@ class EvaluatedModel:
             if now - last_line > SECONDS_BETWEEN_LINES:
                 last_line = now
                 left = format_duration((len(lengths) - done) * (now - begin) / done)
-                logger.info("evaluation of %s: %d/%d  left %s", what, done, len(lengths), left)
+                logger.info("%s: %d/%d  left %s", what, done, len(lengths), left)
         everywhere: list[Any] = [None] * ranks
         dist.all_gather_object(everywhere, here)
         results = {item: result for part in everywhere for item, result in part.items()}

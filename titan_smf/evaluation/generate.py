@@ -29,7 +29,7 @@ def generate(
 
     # The cache of a batch has the room of its longest text.
     lengths = [len(tokens) + max_new_tokens for tokens in prompts]
-    return model.map_batches(continue_batch, lengths, batch_size, what)
+    return model.map_batches(continue_batch, lengths, batch_size, f"evaluation of {what}")
 
 
 def _continue_batch(

@@ -47,4 +47,4 @@ def negative_log_likelihoods(
         return torch.stack(sums).tolist() if sums else []
 
     lengths = [len(text.tokens) for text in texts]
-    return model.map_batches(sums_of, lengths, batch_size, what)
+    return model.map_batches(sums_of, lengths, batch_size, f"evaluation of {what}")
