@@ -63,6 +63,10 @@ class Bases:
         self.seed = seed
         self.root = Path(plan.reproduce.base_folder)
         self._weights: dict[str, Weights] = {}
+        first = plan.pretraining(next(iter(plan.bases)), seed)
+        self._sources = [source.path for source in first.data.sources]
+        size = plan.reproduce.vocabulary
+        self._tokenizer = self.root / f"tokenizer-{size}-{_digest(size, self._sources)}.tiktoken"
 
     def pretraining(self, base: str) -> JobConfig:
         """Return the configuration of a base's pretraining, with its folder and tokenizer."""
@@ -88,7 +92,7 @@ class Bases:
     def set_tokenizer(self, config: JobConfig) -> None:
         """Name the tokenizer that is trained for this plan and seed, if it has one."""
         if self.plan.reproduce.vocabulary:
-            config.update({"tokenizer.path": str(self._tokenizer_path())}, self.plan.source)
+            config.update({"tokenizer.path": str(self._tokenizer)}, self.plan.source)
 
     def weights(self, base: str) -> Weights | None:
         """Return the weights of a base, pretrained if they are not there; None if asked to stop."""
@@ -112,26 +116,16 @@ class Bases:
 
     def _with_folder(self, config: JobConfig, name: str) -> JobConfig:
         """Return the configuration with a folder named after its settings."""
-        digest = _digest(given_settings(config), self._tokenizer_sources())
+        digest = _digest(given_settings(config), self._sources)
         config.job.dump_folder = str(self.root / f"{name}-{digest}")
         return config
 
-    def _tokenizer_path(self) -> Path:
-        size = self.plan.reproduce.vocabulary
-        digest = _digest(size, self._tokenizer_sources())
-        return self.root / f"tokenizer-{size}-{digest}.tiktoken"
-
-    def _tokenizer_sources(self) -> list[str]:
-        config = self.plan.pretraining(next(iter(self.plan.bases)), self.seed)
-        return [source.path for source in config.data.sources]
-
     def _make_tokenizer(self) -> None:
-        path, size = self._tokenizer_path(), self.plan.reproduce.vocabulary
-        if size:
-            with storage.locked(path):  # one rank trains it, the others wait
-                if not path.is_file():
-                    texts = map(source_texts, self._tokenizer_sources())
-                    train_rank_file(itertools.chain.from_iterable(texts), size, str(path))
+        if size := self.plan.reproduce.vocabulary:
+            with storage.locked(self._tokenizer):  # one rank trains it, the others wait
+                if not self._tokenizer.is_file():
+                    texts = itertools.chain.from_iterable(map(source_texts, self._sources))
+                    train_rank_file(texts, size, str(self._tokenizer))
 
 
 def _digest(settings: object, sources: list[str]) -> str:

@@ -197,11 +197,9 @@ def _positive(numbers: Sequence[float]) -> bool:
 
 def _check(plan: Plan, overrides: dict[str, Any]) -> None:
     names, seeds = [arm.name for arm in plan.arms], plan.reproduce.seeds
-    if twice := [name for name in names if names.count(name) > 1]:
-        raise ConfigError("arms.name", twice[0], "a name of its own for each arm", plan.source)
     slugs = [slug(name) for name in names]
     if same := [name for name in names if not slug(name) or slugs.count(slug(name)) > 1]:
-        allowed = "names that differ in letters or digits"
+        allowed = "a name of its own for each arm: names that differ in letters or digits"
         raise ConfigError("arms.name", same[0], allowed, plan.source)
     for arm in plan.arms:
         if arm.base not in plan.bases:
