@@ -6,6 +6,7 @@ import json
 import random
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -133,11 +134,10 @@ def plain_analysis(folder: str, name: str) -> dict[str, Any]:
     for record in open_stream(config.stream.path, "facts"):
         question = PROMPT[name].format(record.question)  # type: ignore[attr-defined]
         whole = [reads(text) for text in (question, *record.texts[: TEXTS[name]])]
-        counts: dict[int, int] = {}
+        counts: Counter[int] = Counter()
         for row in range(TEXTS[name]):
             read_in_row = whole[1 + row % len(record.texts)]
-            for slot in (slot for token in read_in_row for slot, _ in token):
-                counts[slot] = counts.get(slot, 0) + 1
+            counts.update(slot for token in read_in_row for slot, _ in token)
         asked, *texts = (text[1:] for text in whole)  # a begin token is only counted
         read = [{slot for token in text for slot, _ in token} for text in (asked, *texts)]
         core = set.intersection(*read)
@@ -151,20 +151,15 @@ def plain_analysis(folder: str, name: str) -> dict[str, Any]:
             tf["weight"].append(sum(weight for slot, weight in weights if slot in chosen) / total)
             scores: dict[bool, list[int]] = {True: [], False: []}
             for text, one in zip(record.texts, texts, strict=False):
-                flags = entity_tokens(
-                    text,
-                    trainer.tokenizer.encode(text)[: len(one)],
-                    trainer.tokenizer,
-                    names(record),
-                )
+                tokens = trainer.tokenizer.encode(text)[: len(one)]
+                flags = entity_tokens(text, tokens, trainer.tokenizer, names(record))
                 for token, is_entity in zip(one, flags, strict=True):
                     scores[is_entity].append(sum(slot in chosen for slot, _ in token))
             won = [(a > b) + (a == b) / 2 for a in scores[True] for b in scores[False]]
             tf["auc"].append(sum(won) / len(won))
         of_core = sum(weight for slot, weight in weights if slot in core) / total
-        results.append(
-            {"core": len(core), "touched": len(counts), "core_weight": of_core, "tf": tf}
-        )
+        sizes = {"core": len(core), "touched": len(counts), "core_weight": of_core}
+        results.append(sizes | {"tf": tf})
     selected: list[list[int]] = []
 
     class Recording(AccessAnalysis):
@@ -192,8 +187,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def analysis_of(folder: Path, name: str) -> dict[str, Any]:
-    content: dict[str, Any] = json.loads((folder / name / "access_analysis.json").read_text())
-    return content
+    return json.loads((folder / name / "access_analysis.json").read_text())
 
 
 def assert_close(got: Any, expected: Any, where: str) -> None:
@@ -202,9 +196,7 @@ def assert_close(got: Any, expected: Any, where: str) -> None:
         for key in expected:
             assert_close(got[key], expected[key], f"{where}.{key}")
     elif isinstance(expected, list):
-        assert len(got) == len(expected), where
-        for place, value in enumerate(expected):
-            assert_close(got[place], value, f"{where}[{place}]")
+        assert_close(dict(enumerate(got)), dict(enumerate(expected)), where)
     elif isinstance(expected, float):
         assert got == pytest.approx(expected, rel=0, abs=1e-12), where
     else:
@@ -339,9 +331,8 @@ def test_the_report_has_a_section_for_each_analysis(folder: Path, tmp_path: Path
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
         content = json.dumps(analysis)
-        (tmp_path / name / "access_analysis.json").write_text(
-            content[: len(content) if name == "a" else -9]
-        )
+        file = tmp_path / name / "access_analysis.json"
+        file.write_text(content if name == "a" else content[:-9])
     text = report(tmp_path / "runs", tmp_path / "a", tmp_path / "b", tmp_path)
     assert "tfidf" in report(tmp_path / "a"), "an analysis alone is reported, too"
     heading = f"Slots that hold facts of {folder}/facts.jsonl"
@@ -350,29 +341,19 @@ def test_the_report_has_a_section_for_each_analysis(folder: Path, tmp_path: Path
     mean, low, high = analysis["summary"]["rankings"]["tfidf"]["recall"][1]
     assert rows["tfidf"]["core set found"] == f"{mean:.1%} ({100 * low:.1f} to {100 * high:.1f})"
     assert coloured_texts(analysis) in (tmp_path / "report/report.html").read_text()
-    assert f"{tmp_path}/b/access_analysis.json: not used, it is torn" in notes(text).replace(
-        "\\", ""
-    )
+    torn = f"{tmp_path}/b/access_analysis.json: not used, it is torn"
+    assert torn in notes(text).replace("\\", "")
 
 
 @pytest.mark.parametrize(
-    ("key", "settings"),
-    [
-        ("stream.path", {"stream.path": ""}),
-        ("checkpoint.initial_load_path", {"checkpoint.initial_load_path": ""}),
-        ("selection.idf_path", {"selection.idf_path": ""}),
-        ("memory.layers", {"memory.layers": "[]"}),
-    ],
+    "key", ["stream.path", "checkpoint.initial_load_path", "selection.idf_path", "memory.layers"]
 )
-def test_what_is_missing_is_named(key: str, settings: dict[str, Any], tmp_path: Path) -> None:
+def test_what_is_missing_is_named(key: str, tmp_path: Path) -> None:
     from titan_smf.analysis.analysis_config import analysis_config
     from titan_smf.config.job import load_config
 
-    given = {
-        "stream.path": WORLD,
-        "selection.idf_path": "i",
-        "checkpoint.initial_load_path": "c",
-    } | settings
+    given = {"stream.path": WORLD, "selection.idf_path": "i", "checkpoint.initial_load_path": "c"}
+    given |= {key: "[]" if key == "memory.layers" else ""}
     with pytest.raises(ConfigError, match=f"^command line: {key}: got"):
         analysis_config(load_config(arguments(tmp_path, given, CONFIG)))
 

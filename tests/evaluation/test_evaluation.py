@@ -58,6 +58,20 @@ def numbers(folder: Path) -> dict[tuple[str, int], dict[str, list[float]]]:
     return found
 
 
+def assert_close(
+    got: Path, wanted: Path, rel: float, abs: float | None = None, step: int | None = None
+) -> None:
+    """The same numbers in two runs, at all steps or one."""
+    found, expected = (
+        {k: v for k, v in numbers(run).items() if step in (None, k[1])} for run in (got, wanted)
+    )
+    assert found.keys() == expected.keys()
+    for key, values in expected.items():
+        assert found[key].keys() == values.keys()
+        for metric, estimate in values.items():
+            assert found[key][metric] == pytest.approx(estimate, rel, abs), (key, metric)
+
+
 def train(rank: int, ranks: int, folder: str, runs: dict[str, dict[str, Any]]) -> None:
     """Run several trainings, and evaluate the last checkpoint of "memory" as the tool does."""
     from titan_smf.config.checks import check
@@ -106,15 +120,10 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     [("2", "memory"), ("4", "memory"), ("2x2", "memory"), ("2", "dense")],
 )
 def test_numbers_do_not_depend_on_the_placement(runs: Path, placement: str, name: str) -> None:
-    one, several = numbers(runs / "1" / name), numbers(runs / placement / name)
-    assert sorted(one) == [
+    assert sorted(numbers(runs / "1" / name)) == [
         (each, step) for each in ("choices", "gsm8k", "known", "text") for step in (0, 1, 2)
     ]
-    assert several.keys() == one.keys()
-    for key, values in one.items():
-        assert several[key].keys() == values.keys()
-        for metric, estimate in values.items():
-            assert several[key][metric] == pytest.approx(estimate, rel=0, abs=1e-10), (key, metric)
+    assert_close(runs / placement / name, runs / "1" / name, rel=0, abs=1e-10)
     for each in ("known", "choices"):
         path = f"{name}/predictions/{each}.jsonl"
         assert (runs / placement / path).read_text() == (runs / "1" / path).read_text()
@@ -123,24 +132,16 @@ def test_numbers_do_not_depend_on_the_placement(runs: Path, placement: str, name
 def test_float32_answers_do_not_depend_on_the_placement(runs: Path) -> None:
     path = "float32/predictions/known.jsonl"
     assert (runs / "2" / path).read_text() == (runs / "1" / path).read_text()
-    several = numbers(runs / "2" / "float32")
-    for key, values in numbers(runs / "1" / "float32").items():
-        for metric, estimate in values.items():
-            assert several[key][metric] == pytest.approx(estimate, rel=1e-5)
+    assert_close(runs / "2/float32", runs / "1/float32", rel=1e-5)
 
 
 @pytest.mark.parametrize("placement", ["1", "2", "4", "2x2"])
 def test_a_checkpoint_gives_the_numbers_of_its_run(runs: Path, placement: str) -> None:
-    run = {key: value for key, value in numbers(runs / placement / "memory").items() if key[1] == 2}
-    again = numbers(runs / placement / "memory again")
-    assert again.keys() == run.keys()
-    for key, values in run.items():
-        for metric, estimate in values.items():
-            assert again[key][metric] == pytest.approx(estimate, rel=0, abs=1e-12)
-    checkpoint = str(runs / placement / "memory/checkpoints/step-2")
-    assert {line["checkpoint"] for line in results(runs / placement / "memory again")} == {
-        checkpoint
-    }
+    run, again = runs / placement / "memory", runs / placement / "memory again"
+    assert_close(again, run, step=2, rel=0, abs=1e-12)
+    assert len(numbers(again)) == 4, "of that step alone"
+    checkpoints = {line["checkpoint"] for line in results(again)}
+    assert checkpoints == {str(run / "checkpoints/step-2")}
 
 
 def test_the_loss_on_text_is_the_validation_loss(runs: Path) -> None:
@@ -166,17 +167,13 @@ def test_results_are_in_metrics_and_predictions_can_be_read(runs: Path) -> None:
     assert metrics(folder, "evaluation/known/f1") == [
         lines[step]["metrics"]["f1"]["mean"] for step in (0, 1, 2)
     ]
-    predictions = [
-        json.loads(line) for line in (folder / "predictions/known.jsonl").read_text().splitlines()
-    ]
+    predictions = [json.loads(each) for each in (folder / "predictions/known.jsonl").open()]
     assert len(predictions) == 17
     f1 = [prediction["f1"] for prediction in predictions]
     assert line["metrics"]["f1"]["mean"] == pytest.approx(sum(f1) / 17, abs=1e-4)
-    assert predictions[0].keys() == {
-        *("id", "question", "prediction", "answers", "f1", "exact_match")
-    }
-    choices = (folder / "predictions/choices.jsonl").read_text().splitlines()
-    right = [json.loads(line)["right"] for line in choices]
+    fields = ["id", "question", "prediction", "answers", "f1", "exact_match"]
+    assert list(predictions[0]) == fields
+    right = [json.loads(each)["right"] for each in (folder / "predictions/choices.jsonl").open()]
     accuracy = numbers(folder)["choices", 2]["accuracy"][0]
     assert accuracy == pytest.approx(sum(right) / len(HELLASWAG))
 
@@ -189,9 +186,8 @@ def test_a_run_stopped_in_an_evaluation_goes_on_with_it(tmp_path: Path) -> None:
         "evaluation.sets": f"first={WORLD}&set=known_facts,second={WORLD}&set=new_facts",
     }
     assert run_on_ranks(stopped, 1, arguments(folder, settings)) == [75]
-    assert [(line["set"], line["step"]) for line in results(folder)] == [
-        *(("first", 0), ("second", 0), ("first", 1)),
-    ]
+    before = [(line["set"], line["step"]) for line in results(folder)]
+    assert before == [("first", 0), ("second", 0), ("first", 1)]
     run_on_ranks(train, 1, str(tmp_path), {"run": settings})
     assert sorted(numbers(folder)) == [(s, n) for s in ("first", "second") for n in (0, 1, 2)]
     steps = [json.loads(line)["step"] for line in (folder / "metrics.jsonl").open()]

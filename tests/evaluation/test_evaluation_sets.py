@@ -206,9 +206,8 @@ def test_a_run_that_goes_on_keeps_the_results_up_to_its_step(tmp_path: Path) -> 
         add(step, step / 100)
     add(10, 0.5)
     add(30, 0.6, "checkpoints/step-30")
-    assert kept() == [
-        *((0, 0.0, None), (20, 0.2, None), (10, 0.5, None), (30, 0.6, "checkpoints/step-30")),
-    ]
+    of_the_run = [(0, 0.0, None), (20, 0.2, None), (10, 0.5, None)]
+    assert kept() == [*of_the_run, (30, 0.6, "checkpoints/step-30")]
     assert json.loads((tmp_path / "predictions/new.jsonl").read_text()) == {"f1": 0.6}
     assert file.sets_at(10) == {"new"}
     assert file.sets_at(30) == set(), "a result of the tool is none of the run"

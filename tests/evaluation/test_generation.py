@@ -12,15 +12,8 @@ from torch.distributed.tensor import DTensor
 
 from tests.support.launch import run_on_ranks
 
-PROMPTS = [
-    "Q: who?\nA:",
-    "x",
-    "Where is it that the river ends?",
-    "Q: a\nA:",
-    "12",
-    "Q: b c\nA:",
-    "é",
-]
+PROMPTS = ["Q: who?\nA:", "x", "Where is it that the river ends?", "Q: a\nA:", "12"]
+PROMPTS += ["Q: b c\nA:", "é"]
 KINDS: dict[str, dict[str, Any]] = {
     "one memory": {},
     "shared table": {"layers": [1, 2]},
@@ -136,21 +129,17 @@ def generated(rank: int, ranks: int, replicas: int) -> dict[str, Any]:
 
 def test_results_do_not_depend_on_batch_or_placement() -> None:
     one = run_on_ranks(generated, 1, 1)[0]
-    placed = {
-        "2": run_on_ranks(generated, 2, 1),
-        "3": run_on_ranks(generated, 3, 1),
-        "2x2": run_on_ranks(generated, 4, 2),
-    }
+    placements = {"2": (2, 1), "3": (3, 1), "2x2": (4, 2)}
+    placed = {where: run_on_ranks(generated, *sizes) for where, sizes in placements.items()}
     for kind in KINDS:
         texts, likelihoods = one[f"{kind}, 64"]
         assert texts == one[f"{kind}, plain"]
         assert len(set(texts)) > 2, "a model that says different things"
         for batch_size, (where, ranks) in itertools.product(BATCH_SIZES, placed.items()):
             for found in ranks:
-                assert found[f"{kind}, {batch_size}"][0] == texts, (kind, batch_size, where)
-                assert found[f"{kind}, {batch_size}"][1] == pytest.approx(
-                    likelihoods, rel=0, abs=1e-10
-                )
+                their_texts, theirs = found[f"{kind}, {batch_size}"]
+                assert their_texts == texts, (kind, batch_size, where)
+                assert theirs == pytest.approx(likelihoods, rel=0, abs=1e-10)
 
 
 def test_batches_hold_every_item_once_and_bound_their_tokens() -> None:
