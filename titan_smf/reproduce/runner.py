@@ -42,22 +42,6 @@ from titan_smf.training.trainer import run as run_trainer
 logger = logging.getLogger("titan_smf")
 
 
-class _Once(logging.Filter):
-    """Lets a warning through the first time: a base's is the same in each of its runs."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.seen: set[str] = set()
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        """Return whether the record is no warning, or a new one."""
-        if record.levelno != logging.WARNING:
-            return True
-        is_new = record.getMessage() not in self.seen
-        self.seen.add(record.getMessage())
-        return is_new
-
-
 class Runner:
     """Runs what is left of a plan and says how long that takes."""
 
@@ -67,7 +51,7 @@ class Runner:
         self.bases = {seed: Bases(plan, seed) for seed in plan.reproduce.seeds}
         self.seconds: dict[str, list[float]] = defaultdict(list)
         """What complete runs took, by arm."""
-        self.once = _Once()
+        self.warned: set[str] = set()
 
     def run(self) -> bool:
         """Run to the end of the plan; False if asked to stop before."""
@@ -113,26 +97,33 @@ class Runner:
         gc.collect()  # the trainer before: its parts refer to each other
         level = logger.level
         logger.setLevel(logging.WARNING)  # a line for each run is enough
-        logger.addFilter(self.once)
+        logger.addFilter(self._is_news)
         try:
             build = functools.partial(ArmTrainer, base_weights=weights)
             return run_trainer(config, Trainer.train, build) == 0
         finally:
-            logger.removeFilter(self.once)
+            logger.removeFilter(self._is_news)
             logger.setLevel(level)
+
+    def _is_news(self, record: logging.LogRecord) -> bool:
+        """Let a warning through the first time: a base's is the same in each of its runs."""
+        if record.levelno != logging.WARNING:
+            return True
+        is_new = record.getMessage() not in self.warned
+        self.warned.add(record.getMessage())
+        return is_new
 
     def _analyse(self, seed: int) -> None:
         """Analyse accesses with the first arm that uses counts, if any does."""
-        for run in self.runs:
-            if run.seed == seed and not run.tuning:
-                config = self.configuration(run)
-                if config.needs_counts:
-                    folder = Path(self.plan.reproduce.folder, "analysis", f"seed-{seed}")
-                    config.update({"job.dump_folder": str(folder)}, self.plan.source)
-                    if not from_first_rank((folder / ANALYSIS_FILE).is_file):
-                        logger.info("== analysing accesses, seed %d: %s", seed, folder)
-                        run_trainer(analysis_config(config), analyse_accesses)
-                    return
+        reported = (run for run in self.runs if run.seed == seed and not run.tuning)
+        configs = (config for config in map(self.configuration, reported) if config.needs_counts)
+        if (config := next(configs, None)) is None:
+            return
+        folder = Path(self.plan.reproduce.folder, "analysis", f"seed-{seed}")
+        config.update({"job.dump_folder": str(folder)}, self.plan.source)
+        if not from_first_rank((folder / ANALYSIS_FILE).is_file):
+            logger.info("== analysing accesses, seed %d: %s", seed, folder)
+            run_trainer(analysis_config(config), analyse_accesses)
 
     def _check(self) -> None:
         """Find the mistakes of the whole plan before its first run."""
