@@ -23,6 +23,8 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
+from tests.conftest import starts_processes
+
 ROOT = Path(__file__).resolve().parents[1]
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 TORCH = "torch>=2.11,<2.14"
@@ -223,10 +225,16 @@ def test_a_python_without_venv_is_named(clone: Clone, tmp_path: Path) -> None:
 
 
 def test_scripts_parse_and_can_be_run() -> None:
-    scripts = [ROOT / ".ci/run", *ROOT.glob("tools/*.sh"), *ROOT.glob("slurm/*.sh")]
+    scripts = [*ROOT.glob(".ci/*"), *ROOT.glob("tools/*.sh"), *ROOT.glob("slurm/*.sh")]
     for script in scripts:
         subprocess.run(["bash", "-n", script], check=True)
         assert os.access(script, os.X_OK) == script.read_text().startswith("#!"), script
+
+
+def test_tests_that_start_processes_are_found_by_their_code() -> None:
+    assert starts_processes([Clone])
+    assert starts_processes([test_scripts_parse_and_can_be_run])
+    assert not starts_processes([test_a_change_is_named])
 
 
 def test_installed_versions_meet_the_bounds() -> None:

@@ -1,4 +1,4 @@
-"""The errors a user can cause: each says what is wrong, where, and what to do about it."""
+"""The errors that a user can cause; each says what is wrong, where, and what to do about it."""
 
 from typing import Any
 

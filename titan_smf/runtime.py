@@ -6,7 +6,7 @@ import signal
 import socket
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import Any, NoReturn
 
@@ -21,24 +21,24 @@ logger = logging.getLogger("titan_smf")
 
 
 def peak_resident_bytes() -> int:
-    """The largest resident memory this process has had, in bytes."""
+    """Return the largest resident memory that this process has had, in bytes."""
     import resource
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def rank() -> int:
-    """This process's rank, before or after the process group exists."""
+    """Return this process's rank, before or after the process group exists."""
     return int(os.environ.get("RANK", "0"))
 
 
 def world_size() -> int:
-    """The number of processes, before or after the process group exists."""
+    """Return the number of processes, before or after the process group exists."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def is_first_rank() -> bool:
-    """Whether this process is rank 0, or the only one."""
+    """Say whether this process is rank 0, or the only one."""
     return not dist.is_initialized() or dist.get_rank() == 0
 
 
@@ -48,15 +48,15 @@ def wait_for_ranks() -> None:
         dist.barrier()
 
 
-def from_first_rank(ask: Callable[[], Any]) -> Any:
-    """Return rank 0's answer on every rank: they may see a shared file system at different moments.
+def from_first_rank(look: Callable[[], Any]) -> Any:
+    """Return on every rank what `look` returns on rank 0, or raise its `UserError`. Collective.
 
-    A `UserError` of rank 0 is raised on every rank. Collective.
+    Ranks may see a shared file system at different moments.
     """
     answer: list[Any] = [None]
     if is_first_rank():
         try:
-            answer = [ask()]
+            answer = [look()]
         except UserError as error:
             answer = [error]
     if dist.is_initialized():
@@ -82,8 +82,14 @@ def format_duration(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
+def format_table(rows: Sequence[Sequence[str]]) -> str:
+    """Format rows of cells as lines with aligned columns."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
+
+
 def set_default_ranks() -> None:
-    """Give a process that was launched plainly the environment of a world of one rank."""
+    """Set the environment of a world of one rank, unless torchrun has set one."""
     if "RANK" in os.environ:
         return
     with socket.socket() as probe:
@@ -100,11 +106,7 @@ def set_default_ranks() -> None:
 
 
 def check_devices() -> None:
-    """Every process of this machine needs a GPU of its own, where there are any.
-
-    Raises:
-        UserError: there are fewer.
-    """
+    """Raise a UserError unless each process of this machine has a GPU of its own, or none any."""
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     if torch.accelerator.is_available() and processes > torch.accelerator.device_count():
         raise UserError(
@@ -114,22 +116,19 @@ def check_devices() -> None:
         )
 
 
-# What torchtitan and torch say at each start although nothing is wrong: how they look for a GPU's
-# name, set NCCL up, keep the process group of a run before, turn autocast off, seed DTensors on a
-# CPU, treat meshes of one rank, set a resumed schedule to its step, and return views, which
-# nothing here writes into.
+# What torchtitan and torch say at each start although nothing is wrong.
 _LOGGED_NOISE = (
-    "Error running lspci",
+    "Error running lspci",  # looks for a GPU's name
     "Peak flops undefined",
-    "ENV[",
-    "torch.distributed is already initialized",
+    "ENV[",  # sets NCCL up
+    "torch.distributed is already initialized",  # by a run before in this process
 )
 _WARNED_NOISE = (
-    "In CPU autocast",
-    "Set timeout is now only",
-    "DTensor .* may not have complete",
-    r"Detected call of `lr_scheduler.step\(\)`",
-    "FSDP2-wrapped module .* returned a view",
+    "In CPU autocast",  # which is turned off
+    "Set timeout is now only",  # meshes of one rank
+    "DTensor .* may not have complete",  # seeds DTensors on a CPU
+    r"Detected call of `lr_scheduler.step\(\)`",  # sets a resumed schedule to its step
+    "FSDP2-wrapped module .* returned a view",  # which nothing here writes into
 )
 
 
@@ -150,10 +149,10 @@ def configure_logging() -> None:
 
 
 class StopRequest:
-    """Notes SIGTERM, SIGINT and SIGUSR1 so that the loop can save and stop at a step's end.
+    """Remembers SIGTERM, SIGINT and SIGUSR1 so that the loop can save and stop at a step's end.
 
-    A second SIGINT stops at once. Ranks agree on stopping through `requested` in a collective that
-    the step makes anyway; the flag alone is this process's.
+    A second SIGINT stops at once. `requested` is this process's alone: ranks agree on stopping in
+    a collective that the step makes anyway.
     """
 
     def __init__(self) -> None:

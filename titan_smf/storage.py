@@ -23,10 +23,14 @@ UNFINISHED = ".unfinished"
 
 
 @contextmanager
-def named_failures(url: str, action: str) -> Iterator[None]:
-    """Turn whatever a file system or decompressor raises into a DataError that names `url`."""
+def _file(url: str, action: str) -> Iterator[tuple[fsspec.AbstractFileSystem, str]]:
+    """Yield the file system behind `url` and the path inside it.
+
+    Raises:
+        DataError: it names `url`, in place of whatever a file system or decompressor raises inside.
+    """
     try:
-        yield
+        yield fsspec.core.url_to_fs(url)
     except UserError:
         raise
     except Exception as error:
@@ -34,19 +38,14 @@ def named_failures(url: str, action: str) -> Iterator[None]:
         raise DataError(f"{url}: cannot be {action}: {cause}") from error
 
 
-def filesystem_of(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
-    """The file system behind `url` and the path inside it."""
-    with named_failures(url, "reached"):
-        return fsspec.core.url_to_fs(url)
-
-
 def is_local(url: str) -> bool:
     return "://" not in url or url.startswith(("file://", "local://"))
 
 
 def local_path(url: str) -> Path:
-    """The plain path of a local file or `file://` URL."""
-    return Path(filesystem_of(url)[1])
+    """Return the plain path of a local file or `file://` URL."""
+    with _file(url, "reached") as (_, path):
+        return Path(path)
 
 
 def join(folder: str, *names: str) -> str:
@@ -54,39 +53,37 @@ def join(folder: str, *names: str) -> str:
 
 
 def exists(url: str) -> bool:
-    filesystem, path = filesystem_of(url)
-    with named_failures(url, "reached"):
+    with _file(url, "reached") as (filesystem, path):
         return bool(filesystem.exists(path))
 
 
 def is_folder(url: str) -> bool:
-    filesystem, path = filesystem_of(url)
-    with named_failures(url, "reached"):
+    with _file(url, "reached") as (filesystem, path):
         return bool(filesystem.isdir(path))
 
 
 def size_of(url: str) -> int:
-    filesystem, path = filesystem_of(url)
-    with named_failures(url, "reached"):
+    """Return the size of a file in bytes."""
+    with _file(url, "reached") as (filesystem, path):
         return int(filesystem.size(path))
 
 
 def files_of(url: str) -> list[str]:
-    """The files that a glob matches or that lie in a folder and below it, sorted."""
-    filesystem, path = filesystem_of(url)
-    with named_failures(url, "listed"):
+    """Return the files that a glob matches or that lie in a folder and below it, sorted."""
+    with _file(url, "listed") as (filesystem, path):
         found = sorted(filesystem.find(path) if is_folder(url) else filesystem.glob(path))
-    return found if is_local(url) else [filesystem.unstrip_protocol(name) for name in found]
+        return found if is_local(url) else [filesystem.unstrip_protocol(name) for name in found]
 
 
 def missing(url: str, hint: str = "") -> DataError:
-    """The error for a path that does not exist, with names beside it that look alike."""
-    filesystem, path = filesystem_of(url)
-    folder, _, name = path.rstrip("/").rpartition("/")
-    try:
-        beside = [str(entry).rpartition("/")[2] for entry in filesystem.ls(folder, detail=False)]
-    except Exception:  # the folder is missing too, or cannot be listed
-        beside = []
+    """Return the error for a path that does not exist; it names what looks alike beside it."""
+    with _file(url, "reached") as (filesystem, path):
+        folder, _, name = path.rstrip("/").rpartition("/")
+        try:
+            entries = filesystem.ls(folder, detail=False)
+        except Exception:  # the folder is missing too, or cannot be listed
+            entries = []
+    beside = [str(entry).rpartition("/")[2] for entry in entries]
     close = difflib.get_close_matches(name, beside, n=3)
     did_you_mean = f"; beside it there is {', '.join(close)}" if close else ""
     return DataError(f"{url}: does not exist{did_you_mean}{hint}")
@@ -94,9 +91,11 @@ def missing(url: str, hint: str = "") -> DataError:
 
 @contextmanager
 def open_binary(url: str, compression: str | None = None) -> Iterator[BinaryIO]:
-    """`url` opened for reading; a failure to open or read it is a DataError that names it."""
-    filesystem, path = filesystem_of(url)
-    with named_failures(url, "read"), filesystem.open(path, "rb", compression=compression) as file:
+    """Open `url` for reading."""
+    with (
+        _file(url, "read") as (filesystem, path),
+        filesystem.open(path, "rb", compression=compression) as file,
+    ):
         yield file
 
 
@@ -111,8 +110,7 @@ def write_bytes(url: str, content: bytes) -> None:
     Object stores publish an object when its upload ends; on a local disk the file is written
     under another name and then renamed.
     """
-    filesystem, path = filesystem_of(url)
-    with named_failures(url, "written"):
+    with _file(url, "written") as (filesystem, path):
         filesystem.makedirs(filesystem._parent(path), exist_ok=True)
         if not is_local(url):
             filesystem.pipe_file(path, content)
@@ -129,9 +127,8 @@ def write_bytes(url: str, content: bytes) -> None:
 
 
 def remove(url: str) -> None:
-    """Deletes a file, if it is there."""
-    filesystem, path = filesystem_of(url)
-    with named_failures(url, "deleted"):
+    """Delete a file, if it is there."""
+    with _file(url, "deleted") as (filesystem, path):
         if filesystem.exists(path):
             filesystem.rm_file(path)
 
@@ -150,7 +147,7 @@ def default_cache_dir() -> Path:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Only one process of this machine at a time works on `folder`; the others wait."""
+    """Hold a folder's lock, so that one process of this machine at a time works on it."""
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(f"{folder}.lock")
@@ -180,18 +177,14 @@ def write_json(path: Path, value: Any) -> None:
 
 def drop_lines_after(path: Path, step: int) -> None:
     """Leave only the lines up to a step in a file with one JSON object a step; make the file."""
-    lines = [line for line in read_lines(path) if line["step"] <= step]
-    kept = path.with_name(f"{path.name}.kept")
-    kept.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    kept.replace(path)
+    kept = [json.dumps(line) + "\n" for line in read_lines(path) if line["step"] <= step]
+    write_bytes(str(path), "".join(kept).encode())
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The objects of a jsonl file; a last line torn by a kill is left out."""
-    if not path.is_file():
-        return []
+    """Return the objects of a jsonl file; a last line torn by a kill is left out."""
     lines = []
-    for line in path.read_text().splitlines():
+    for line in path.read_text().splitlines() if path.is_file() else ():
         try:
             lines.append(json.loads(line))
         except json.JSONDecodeError:

@@ -6,6 +6,8 @@ at import time: this module makes it importable on a machine without either, and
 imported before anything else imports torchtitan.
 """
 
+# ruff: noqa: E402, F401, I001  imports for other modules, grouped by them, after the preparation
+
 import importlib
 import importlib.util
 import os
@@ -90,60 +92,37 @@ def _prepare_torchtitan() -> None:
 
 _prepare_torchtitan()
 
-import torchtitan.config.job_config as titan_sections  # noqa: E402
-import torchtitan.train as torchtitan_train  # noqa: E402
-from torchtitan.components.loss import IGNORE_INDEX  # noqa: E402
-from torchtitan.components.lr_scheduler import build_lr_schedulers  # noqa: E402
-from torchtitan.components.metrics import MetricsProcessor  # noqa: E402
-from torchtitan.components.optimizer import OptimizersContainer  # noqa: E402
-from torchtitan.config import TORCH_DTYPE_MAP  # noqa: E402
-from torchtitan.config import JobConfig as TitanJobConfig  # noqa: E402
-from torchtitan.distributed import ParallelDims  # noqa: E402
-from torchtitan.distributed import utils as dist_utils  # noqa: E402
-from torchtitan.distributed.activation_checkpoint import apply_ac  # noqa: E402
-from torchtitan.models.llama3 import get_train_spec  # noqa: E402
-from torchtitan.models.llama3.infra.parallelize import (  # noqa: E402
-    _op_sac_save_list as op_sac_save_list,
-)
-from torchtitan.models.llama3.infra.parallelize import apply_fsdp  # noqa: E402
-from torchtitan.models.llama3.model.args import TransformerModelArgs  # noqa: E402
-from torchtitan.models.llama3.model.model import (  # noqa: E402
+# config/: the sections that ours extend
+import torchtitan.config.job_config as titan_sections
+from torchtitan.config import JobConfig as TitanJobConfig
+
+# model/llama.py: the blocks of the Llama, which ours subclass
+from torchtitan.models.llama3.model.args import TransformerModelArgs
+from torchtitan.models.llama3.model.model import (
     Attention,
     FeedForward,
     Transformer,
     TransformerBlock,
 )
-from torchtitan.protocols.train_spec import TrainSpec, register_train_spec  # noqa: E402
-from torchtitan.tools.profiling import maybe_enable_profiling  # noqa: E402
+
+# model/parallelize.py: meshes, activation checkpointing, FSDP2, dtypes by name
+from torchtitan.config import TORCH_DTYPE_MAP
+from torchtitan.distributed import ParallelDims
+from torchtitan.distributed.activation_checkpoint import apply_ac
+from torchtitan.models.llama3.infra.parallelize import _op_sac_save_list as op_sac_save_list
+from torchtitan.models.llama3.infra.parallelize import apply_fsdp
+
+# training/: the trainer that ours extends, and the parts it is built of
+import torchtitan.train as torchtitan_train
+from torchtitan.components.loss import IGNORE_INDEX
+from torchtitan.components.lr_scheduler import build_lr_schedulers
+from torchtitan.components.metrics import MetricsProcessor
+from torchtitan.components.optimizer import OptimizersContainer
+from torchtitan.distributed import utils as dist_utils
+from torchtitan.protocols.train_spec import TrainSpec, register_train_spec
+from torchtitan.tools.profiling import maybe_enable_memory_snapshot, maybe_enable_profiling
+
+# bench/: torchtitan's own Llama, to compare with
+from torchtitan.models.llama3 import get_train_spec
 
 TORCH_DTYPE_MAP["float64"] = torch.float64  # exactness checks on the CPU
-
-__all__ = [  # noqa: RUF022  grouped by user
-    # config/: the sections that ours extend
-    "TitanJobConfig",
-    "titan_sections",
-    # model/llama.py: the blocks of the Llama, which ours subclass
-    "Attention",
-    "FeedForward",
-    "Transformer",
-    "TransformerBlock",
-    "TransformerModelArgs",
-    # model/parallelize.py: meshes, activation checkpointing, FSDP2, dtypes by name
-    "ParallelDims",
-    "TORCH_DTYPE_MAP",
-    "apply_ac",
-    "apply_fsdp",
-    "op_sac_save_list",
-    # training/: the trainer that ours extends, and the parts it is built of
-    "IGNORE_INDEX",
-    "MetricsProcessor",
-    "OptimizersContainer",
-    "TrainSpec",
-    "build_lr_schedulers",
-    "dist_utils",
-    "maybe_enable_profiling",
-    "register_train_spec",
-    "torchtitan_train",
-    # bench/: torchtitan's own Llama, to compare with
-    "get_train_spec",
-]

@@ -85,4 +85,6 @@ def pip_install(*what: str) -> int:
 
 
 if __name__ == "__main__":
+    if sys.argv[1:]:  # it takes none, and --help must not install
+        sys.exit(__doc__)
     sys.exit(main())

@@ -2,6 +2,7 @@
 
 import dataclasses
 import inspect
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,9 +14,9 @@ from tests.support.user_mistakes import MISTAKES, VALID, Mistake
 from titan_smf.config.checks import check
 from titan_smf.config.help import SECTIONS, _field_docstrings, print_help, usage
 from titan_smf.config.job import JobConfig, add_origin, load_config, save_resolved
-from titan_smf.config.parsing import describe, get, settings_of
+from titan_smf.config.parsing import describe_type, get, settings_of
+from titan_smf.config.refused import REFUSED, page, refusal
 from titan_smf.config.sections import Source
-from titan_smf.config.unsupported import unsupported
 from titan_smf.data.tokenizer import load_tokenizer
 from titan_smf.errors import ConfigError
 from titan_smf.training.train_spec import model_args
@@ -71,6 +72,28 @@ def test_a_mistake_gets_its_message(mistake: Mistake, tmp_path: Path) -> None:
 def test_a_setting_without_effect_is_refused(key: str, value: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=rf"^command line: {key}: got .*; allowed: .*; \w"):
         check(load_config(["--job.config", write(tmp_path), f"--{key}", value]), world_size=1)
+
+
+def test_the_page_of_refused_settings_lists_them_all() -> None:
+    file = Path(__file__).parents[2] / "docs/settings.md"
+    text = file.read_text()
+    assert text == page(), "write it again: python -m titan_smf.config.refused > docs/settings.md"
+    refused = [key for key in settings_of(JobConfig) if refusal(key)]
+    assert sorted(re.findall(r"`(\w+\.[\w.]+)`", text)) == sorted(refused)
+    assert all(any(key.startswith(start) for key in refused) for start in REFUSED)
+    assert all(row.count("|") == 4 for row in text.splitlines()[8:])
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        "--metrics.disable_color_printing",
+        "--parallelism.disable_loss_parallel",
+        "--profiling.save_memory_snapshot_folder=snapshots",
+    ],
+)
+def test_a_harmless_setting_of_torchtitan_is_accepted(given: str, tmp_path: Path) -> None:
+    check(load_config(["--job.config", write(tmp_path), given]), world_size=1)
 
 
 def write(folder: Path, toml: str = VALID) -> str:
@@ -158,7 +181,7 @@ def test_resolved_file_gives_an_equal_configuration(tmp_path: Path) -> None:
 def test_none_is_the_default_wherever_it_can_be_given() -> None:
     """A resolved file leaves none out, so another default would come back in its place."""
     for key, annotation in settings_of(JobConfig).items():
-        if type(None) in get_args(annotation) and unsupported(key) is None:
+        if type(None) in get_args(annotation) and refusal(key) is None:
             assert get(JobConfig(), key) is None, key
 
 
@@ -184,7 +207,7 @@ def test_every_setting_of_ours_is_documented() -> None:
 
 
 def test_help_names_every_section_and_setting(capsys: pytest.CaptureFixture[str]) -> None:
-    settable = [key for key in settings_of(JobConfig) if unsupported(key) is None]
+    settable = [key for key in settings_of(JobConfig) if refusal(key) is None]
     assert set(SECTIONS) == {key.partition(".")[0] for key in settable}
     assert print_help(["--job.config", "x.toml", "--help"], usage())
     printed = capsys.readouterr().out
@@ -193,7 +216,7 @@ def test_help_names_every_section_and_setting(capsys: pytest.CaptureFixture[str]
         assert print_help(["--help", section], "")
     printed = capsys.readouterr().out
     for key in settable:
-        assert f"--{key}  {describe(settings_of(JobConfig)[key])}; default " in printed
+        assert f"--{key}  {describe_type(settings_of(JobConfig)[key])}; default " in printed
     assert not print_help(["--job.config", "x.toml"], "")
     with pytest.raises(SystemExit) as error:
         print_help(["--help", "memry"], "")

@@ -114,6 +114,7 @@ def test_pieces_of_any_size_lose_and_repeat_nothing(tmp_path: Path, tokenizer: T
             assert documents_of(output, tokenizer) == texts
 
 
+@pytest.mark.launches
 def test_output_is_the_same_for_any_number_of_workers(tmp_path: Path, tokenizer: Tokenizer) -> None:
     path = write_jsonl(tmp_path / "t.jsonl", make_texts())
     options = PrepareOptions(part_bytes=2000, shard_tokens=700, validation_fraction=0.2)
@@ -244,6 +245,7 @@ BAD_LINES: list[tuple[bytes, str]] = [
 ]
 
 
+@pytest.mark.launches
 def test_bad_lines_are_named_or_counted(tmp_path: Path, tokenizer: Tokenizer) -> None:
     good = b'{"text": "good"}\n' * 30
     for number, (line, cause) in enumerate(BAD_LINES):

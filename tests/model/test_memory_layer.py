@@ -150,6 +150,7 @@ def test_bfloat16_and_autocast_stay_close() -> None:
     assert table.values.grad.dtype == torch.float32
 
 
+@pytest.mark.launches
 def test_compiled_equals_eager() -> None:
     layer, table = make_layer(qk_norm=True), make_table()
     twin = copy.deepcopy(layer)

@@ -99,6 +99,7 @@ def test_best_pairs_of_descending_lists() -> None:
     assert torch.equal(sums.sort(-1, descending=True)[0], every.topk(9).values)
 
 
+@pytest.mark.launches
 def test_compiles_without_a_graph_break() -> None:
     compiled = torch.compile(product_key_topk, fullgraph=True)
     query, keys = make_query_and_keys(64)

@@ -314,6 +314,11 @@ MISTAKES = {
         "checkpoint.initial_load_path beside it: the weights that the patches change",
         "--checkpoint.initial_patches=patch.safetensors",
     ),
+    "memory snapshots of a CPU": with_options(
+        "profiling.enable_memory_snapshot: got True; "
+        "allowed: false on a CPU: the snapshots are of a GPU's memory",
+        "--profiling.enable_memory_snapshot",
+    ),
     # What the tokenizer and the model check.
     "no tokenizer": with_options(
         "tokenizer.name: got ''; "

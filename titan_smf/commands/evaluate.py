@@ -127,22 +127,14 @@ def evaluate_checkpoint(trainer: "Trainer") -> bool:
 
 
 def table(results: Sequence["SetResult"]) -> str:
-    """One line for each metric of each set, with its 95% interval."""
+    """Return one line for each metric of each set, with its 95% interval."""
+    from titan_smf.runtime import format_table
+
     lines = [("set", "items", "metric", "mean", "95% interval", "seconds")]
     for result in results:
-        lines += [
-            (
-                result.given.name,
-                f"{result.count:,}",
-                name,
-                f"{value.mean:.4f}",
-                f"{value.low:.4f} to {value.high:.4f}",
-                f"{result.seconds:.1f}",
-            )
-            for name, value in result.metrics.items()
-        ]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
-        for line in lines
-    )
+        for name, value in result.metrics.items():
+            interval = f"{value.low:.4f} to {value.high:.4f}"
+            seconds = f"{result.seconds:.1f}"
+            mean = f"{value.mean:.4f}"
+            lines.append((result.given.name, f"{result.count:,}", name, mean, interval, seconds))
+    return format_table(lines)

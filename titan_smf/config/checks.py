@@ -1,7 +1,7 @@
-"""What settings can mean, by themselves and together, before anything of a run is built.
+"""Checks of settings, each by itself and together, before anything of a run is built.
 
-What only a part of the run can check, that part checks: a flavor's sizes the model, names and paths
-the tokenizer and the data.
+What depends on more than settings is checked where it is used: a flavor's sizes by the model, names
+and paths by the tokenizer and the data.
 """
 
 import math
@@ -13,8 +13,8 @@ import torch
 
 from titan_smf.config.job import JobConfig
 from titan_smf.config.parsing import get, settings_of
+from titan_smf.config.refused import refusal
 from titan_smf.config.sections import Source
-from titan_smf.config.unsupported import unsupported
 from titan_smf.errors import ConfigError
 
 _ALLOWED_SOURCES = "at least one table {path = ..., weight = ...}, with a path and a weight above 0"
@@ -58,7 +58,7 @@ Condition = tuple[str, bool, str]  # (key, whether its value can be used, what i
 
 
 def check(config: JobConfig, world_size: int, trains: bool = True) -> None:
-    """Raise the first ConfigError of settings that cannot work, by themselves or together.
+    """Raise a ConfigError for the first setting that cannot work, by itself or with the others.
 
     Args:
         world_size: number of ranks of the run.
@@ -73,14 +73,14 @@ def check(config: JobConfig, world_size: int, trains: bool = True) -> None:
 def _supported(config: JobConfig) -> Iterator[Condition]:
     default = JobConfig()
     for key in settings_of(JobConfig):
-        instead = unsupported(key)
+        instead = refusal(key)
         if instead is not None:
             expected = get(default, key)
             yield key, get(config, key) == expected, f"{expected!r}; {instead}"
 
 
 def _conditions(config: JobConfig, world_size: int) -> Iterator[Condition]:
-    """Each condition may rely on those before it."""
+    """Yield all conditions of a run; each may rely on those before it."""
     for table, low, high, allowed in _BOUNDS:
         for key in (f"{section}.{name}" for section in table for name in table[section]):
             value = get(config, key)
@@ -129,6 +129,11 @@ def _training_conditions(config: JobConfig) -> Iterator[Condition]:
         not profiling.enable_profiling or torch.accelerator.is_available(),
         "false on a CPU: the profiler traces a GPU",
     )
+    yield (
+        "profiling.enable_memory_snapshot",
+        not profiling.enable_memory_snapshot or torch.accelerator.is_available(),
+        "false on a CPU: the snapshots are of a GPU's memory",
+    )
     cycle = profiling.profiler_active + profiling.profiler_warmup
     yield (
         "profiling.profile_freq",
@@ -175,11 +180,11 @@ def _data_conditions(config: JobConfig, world_size: int) -> Iterator[Condition]:
     sources, replay, training = config.data.sources, config.replay, config.training
     yield (
         "data.sources",
-        bool(sources or config.stream.path) and _can_be_read(sources),
+        bool(sources or config.stream.path) and _are_usable(sources),
         _ALLOWED_SOURCES,
     )
     yield "replay.share", 0 <= replay.share < 1, "from 0, for none, to below 1"
-    yield "replay.sources", _can_be_read(replay.sources), _ALLOWED_SOURCES
+    yield "replay.sources", _are_usable(replay.sources), _ALLOWED_SOURCES
     yield (
         "replay.share",
         replay.share == 0 or bool(config.stream.path),
@@ -198,7 +203,7 @@ def _data_conditions(config: JobConfig, world_size: int) -> Iterator[Condition]:
     )
 
 
-def _can_be_read(sources: Sequence[Source]) -> bool:
+def _are_usable(sources: Sequence[Source]) -> bool:
     return all(source.path and 0 < source.weight < math.inf for source in sources)
 
 

@@ -1,8 +1,7 @@
-"""The settings of a run: read, checked together, and saved so that the run can be repeated.
+"""The settings of a run, read from a file and the command line, and saved to be run again.
 
-`load_config` reads and checks each value by itself, `check` what settings mean together, and
-`save_resolved` writes them all to a file that can be run again. Precedence: command line, file,
-default.
+`load_config` reads and checks each value by itself; `titan_smf.config.checks` checks them together.
+The command line wins over the file, the file over the defaults.
 """
 
 import copy
@@ -17,8 +16,14 @@ from typing import Any
 import tomli_w
 
 from titan_smf.config import sections
-from titan_smf.config.parsing import COMMAND_LINE, read_arguments, read_toml, settings_of
-from titan_smf.config.unsupported import unsupported
+from titan_smf.config.parsing import (
+    COMMAND_LINE,
+    flatten,
+    read_arguments,
+    read_tables,
+    settings_of,
+)
+from titan_smf.config.refused import refusal
 from titan_smf.errors import ConfigError
 from titan_smf.torchtitan_api import TitanJobConfig
 
@@ -69,13 +74,13 @@ class JobConfig(TitanJobConfig):
 
     @property
     def needs_counts(self) -> bool:
-        """Whether slots are ranked against the counts of background data."""
+        """Say whether slots are ranked against the counts of background data."""
         ranked = self.finetune.method == "sparse_memory"
         return ranked and self.selection.ranking in ("tfidf", "kl")
 
 
 def load_config(argv: Sequence[str]) -> JobConfig:
-    """The settings of `--job.config FILE` and the overrides `--section.key value` in `argv`.
+    """Return the settings of `--job.config FILE` and the overrides `--section.key value` in `argv`.
 
     Raises:
         ConfigError: anything that is not a known setting with a value of its type; names the file
@@ -85,7 +90,7 @@ def load_config(argv: Sequence[str]) -> JobConfig:
     path, overrides = read_arguments(argv, settings)
     config = JobConfig()
     if path is not None:
-        config.update(read_toml(path, settings), path)
+        config.update(flatten(read_tables(path), settings, path), path)
     config.update(overrides, COMMAND_LINE)
     return config
 
@@ -104,8 +109,8 @@ def add_origin(error: ConfigError, config: JobConfig) -> None:
 def save_resolved(config: JobConfig, path: str | Path) -> None:
     """Write every setting as TOML; `load_config` of the file gives an equal configuration.
 
-    Left out: what is none (always the default, TOML has no word for it) and torchtitan's settings
-    that `check` lets nobody change.
+    Left out are settings that are none (always the default; TOML has no word for it) and those of
+    torchtitan that are refused.
     """
     lines = ["# All settings of a run with its defaults; to run it again: --job.config THIS_FILE"]
     for source in dict.fromkeys(config.origins.values()):
@@ -116,7 +121,7 @@ def save_resolved(config: JobConfig, path: str | Path) -> None:
     for key in settings_of(JobConfig):
         *parents, name = key.split(".")
         value = reduce(getitem, parents, values)[name]
-        if value is not None and unsupported(key) is None:
+        if value is not None and refusal(key) is None:
             reduce(lambda table, part: table.setdefault(part, {}), parents, tables)[name] = value
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     Path(path).write_text("\n".join(lines) + "\n\n" + tomli_w.dumps(tables), encoding="utf-8")

@@ -1,6 +1,6 @@
 """Settings from a TOML file and from the command line, checked against typed dataclass sections.
 
-    file  --read_toml-->       {setting: value}
+    file  --read_tables-->     tables  --flatten-->  {setting: value}
     argv  --read_arguments-->  {setting: value}
 
 A setting is named by its full key, `section.key`. Whatever does not fit is a `ConfigError`: an
@@ -13,6 +13,7 @@ import json
 import re
 import tomllib
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from functools import reduce
 from pathlib import Path
 from types import NoneType
@@ -29,7 +30,7 @@ _WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: 
 
 
 def settings_of(section: type, prefix: str = "") -> dict[str, Any]:
-    """All settings of a dataclass of sections: full key -> type, in order of definition."""
+    """Return all settings of a dataclass of sections: full key -> type, in order of definition."""
     settings: dict[str, Any] = {}
     for field in dataclasses.fields(section):
         name = prefix + field.name
@@ -41,28 +42,28 @@ def settings_of(section: type, prefix: str = "") -> dict[str, Any]:
 
 
 def get(config: Any, key: str) -> Any:
-    """The value of a setting, or a section, by its full key."""
+    """Return the value of a setting, or a section, by its full key."""
     return reduce(getattr, key.split("."), config)
 
 
-def describe(annotation: Any) -> str:
-    """What a type allows, in a user's words."""
+def describe_type(annotation: Any) -> str:
+    """Say in words what a type allows."""
     if annotation in _WORDS:
         return _WORDS[annotation]
     arguments = get_args(annotation)
     if get_origin(annotation) is Literal:
         return " or ".join(json.dumps(choice) for choice in arguments)
     if get_origin(annotation) is list:
-        return f"a list, each item {describe(arguments[0])}"
+        return f"a list, each item {describe_type(arguments[0])}"
     if dataclasses.is_dataclass(annotation):
         fields = dataclasses.fields(annotation)
-        return "a table {" + ", ".join(f"{f.name} = {describe(f.type)}" for f in fields) + "}"
-    words = [describe(choice) for choice in arguments if choice is not NoneType]
+        return "a table {" + ", ".join(f"{f.name} = {describe_type(f.type)}" for f in fields) + "}"
+    words = [describe_type(choice) for choice in arguments if choice is not NoneType]
     return ("none or " if NoneType in arguments else "") + " or ".join(words)
 
 
 def check_value(key: str, value: Any, annotation: Any, source: str) -> Any:
-    """`value` as the setting's type; no conversion but whole numbers to `float`."""
+    """Return `value` as the setting's type; nothing is converted but whole numbers to `float`."""
     try:
         # JSON rather than Python input: strict mode then still builds dataclasses from tables.
         as_json = json.dumps(value, default=str)
@@ -73,41 +74,37 @@ def check_value(key: str, value: Any, annotation: Any, source: str) -> Any:
             parts = (f"[{part}]" if isinstance(part, int) else f".{part}" for part in detail["loc"])
             key += "".join(parts)
             value = detail["input"]
-        raise ConfigError(key, value, describe(annotation), source) from None
-
-
-def _readings(text: str) -> Iterator[Any]:
-    """The values that a word of the command line can mean, the plainest first."""
-    if text.lower() == "none":
-        yield None
-    yield text
-    for read in (_toml_value, json.loads, float):
-        try:
-            yield read(text)
-        except ValueError:
-            continue
-    yield [_item(item.strip()) for item in text.split(",")]
-
-
-def _toml_value(text: str) -> Any:
-    return tomllib.loads(f"value = {text}")["value"]
-
-
-def _item(text: str) -> Any:
-    try:
-        return _toml_value(text)
-    except ValueError:
-        return text
+        raise ConfigError(key, value, describe_type(annotation), source) from None
 
 
 def check_text(key: str, text: str, annotation: Any) -> Any:
-    """The value of a setting given on the command line: TOML or JSON syntax, `a,b` for lists."""
-    for value in _readings(text):
+    """Return the value of a setting given as a word: text, TOML or JSON; `a,b` is a list."""
+    for value in _possible_values(text):
         try:
             return check_value(key, value, annotation, COMMAND_LINE)
         except ConfigError:
             continue
-    raise ConfigError(key, text, describe(annotation), COMMAND_LINE)
+    raise ConfigError(key, text, describe_type(annotation), COMMAND_LINE)
+
+
+def _possible_values(text: str) -> Iterator[Any]:
+    """Yield what a word of the command line can mean, the plainest first."""
+    if text.lower() == "none":
+        yield None
+    yield text
+    for parse in (_parse_toml, json.loads, float):
+        with suppress(ValueError):
+            yield parse(text)
+    yield [_parse_toml(item.strip(), or_text=True) for item in text.split(",")]
+
+
+def _parse_toml(text: str, or_text: bool = False) -> Any:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except ValueError:
+        if or_text:
+            return text
+        raise
 
 
 def check_known(key: str, value: Any, known: Sequence[str], source: str) -> None:
@@ -134,17 +131,8 @@ def check_known(key: str, value: Any, known: Sequence[str], source: str) -> None
     raise ConfigError(key, value, allowed, source)
 
 
-def read_toml(path: str, settings: dict[str, Any]) -> dict[str, Any]:
-    """The settings given in a TOML file, full key -> value of the setting's type.
-
-    Raises:
-        ConfigError: no such file, not TOML, a key twice, an unknown key, a value of a wrong type.
-    """
-    return dict(flatten(read_tables(path), "", settings, path))
-
-
 def read_tables(path: str) -> dict[str, Any]:
-    """The tables of a TOML file as they are.
+    """Return the tables of a TOML file as they are.
 
     Raises:
         ConfigError: no such file, not TOML, a key twice.
@@ -161,7 +149,7 @@ def read_tables(path: str) -> dict[str, Any]:
 
 
 def _readable_file(path: str, error: Exception) -> str:
-    """What `--job.config` allows instead, with the configurations that lie near `path`."""
+    """Say what `--job.config` allows instead, with the configurations that lie near `path`."""
     if isinstance(error, UnicodeDecodeError):
         return f"a TOML file, which is UTF-8 text ({error.reason} at byte {error.start})"
     if isinstance(error, PermissionError):
@@ -176,7 +164,7 @@ def _readable_file(path: str, error: Exception) -> str:
 
 
 def _syntax_error(path: str, text: str, message: str) -> ConfigError:
-    """A `ConfigError` that names the line, and the setting on it, of tomllib's `message`."""
+    """Return the error that names the line, and the setting on it, of tomllib's `message`."""
     lines = text.rstrip("\n").split("\n")
     place = re.search(r" \(at line (\d+), column \d+\)| \(at end of document\)", message)
     number = min(int(place[1]) if place and place[1] else len(lines), len(lines))
@@ -191,30 +179,32 @@ def _syntax_error(path: str, text: str, message: str) -> ConfigError:
 
 
 def flatten(
-    table: dict[str, Any], prefix: str, settings: dict[str, Any], path: str
-) -> Iterator[tuple[str, Any]]:
-    """The settings in nested tables, each with its full key and a value of its type.
+    tables: dict[str, Any], settings: dict[str, Any], path: str, prefix: str = ""
+) -> dict[str, Any]:
+    """Return the settings in nested tables, full key -> value of the setting's type.
 
     Raises:
         ConfigError: an unknown key, a value of a wrong type.
     """
-    for name, value in table.items():
+    values: dict[str, Any] = {}
+    for name, value in tables.items():
         key = prefix + name
-        if any(setting.startswith(key + ".") for setting in settings):
-            if not isinstance(value, dict):
-                raise ConfigError(key, value, f"a table of settings, [{key}]", path)
-            yield from flatten(value, key + ".", settings, path)
-        elif key not in settings and isinstance(value, dict) and value:
-            yield from flatten(value, key + ".", settings, path)  # name the setting, not the table
+        is_section = any(setting.startswith(key + ".") for setting in settings)
+        if is_section and not isinstance(value, dict):
+            raise ConfigError(key, value, f"a table of settings, [{key}]", path)
+        # Of an unknown table name the setting in it, not the table.
+        if is_section or (key not in settings and isinstance(value, dict) and value):
+            values |= flatten(value, settings, path, key + ".")
         else:
             check_known(key, value, list(settings), path)
-            yield key, check_value(key, value, settings[key], path)
+            values[key] = check_value(key, value, settings[key], path)
+    return values
 
 
 def read_arguments(
     argv: Sequence[str], settings: dict[str, Any]
 ) -> tuple[str | None, dict[str, Any]]:
-    """The file given by `--job.config`, if any, and the overrides, full key -> value.
+    """Return the file given by `--job.config`, if any, and the overrides, full key -> value.
 
     `--section.key value` or `--section.key=value`; a true-or-false setting without a value is true.
 
@@ -238,6 +228,7 @@ def read_arguments(
         if key in values:
             raise ConfigError(key, text, "one value, but the option is given twice", COMMAND_LINE)
         if not given and types[key] is not bool:
-            raise ConfigError(key, None, f"a value after it: {describe(types[key])}", COMMAND_LINE)
+            allowed = f"a value after it: {describe_type(types[key])}"
+            raise ConfigError(key, None, allowed, COMMAND_LINE)
         values[key] = check_text(key, text if given else "true", types[key])
     return values.pop(FILE_FLAG, None), values

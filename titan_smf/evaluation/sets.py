@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from titan_smf import storage
-from titan_smf.config.parsing import describe
+from titan_smf.config.parsing import describe_type
 from titan_smf.config.sections import Evaluation, EvaluationKind, EvaluationSet
 from titan_smf.data.raw_text import HUB_PREFIX
 from titan_smf.data.rows import Row, read_rows
@@ -94,7 +94,7 @@ def complete_sets(settings: Evaluation) -> list[EvaluationSet]:
 def _complete(given: EvaluationSet | str, template: str) -> EvaluationSet:
     if isinstance(given, str):
         if given.lstrip("[ ").startswith("{"):  # tables that did not fit, taken for a list of paths
-            raise ConfigError(KEY, given, describe(EvaluationSet))
+            raise ConfigError(KEY, given, describe_type(EvaluationSet))
         named = _NAME_AND_PATH.fullmatch(given)
         given = EvaluationSet(named[2], named[1]) if named else EvaluationSet(given)
     if not given.path:

@@ -145,10 +145,10 @@ def read_plan(argv: Sequence[str]) -> Plan:
     given, arms = tables.pop("bases", {}), tables.pop("arms")
     if not isinstance(given, dict) or not all(isinstance(base, dict) for base in given.values()):
         raise ConfigError("bases", given, "tables of settings, [bases.NAME]", path)
-    bases = {name: dict(flatten(base, "", settings, path)) for name, base in given.items()}
+    bases = {name: flatten(base, settings, path) for name, base in given.items()}
     reproduce = Reproduce()
     phases: dict[str, dict[str, Any]] = {phase: {} for phase in PHASES}
-    for key, value in (dict(flatten(tables, "", allowed, path)) | overrides).items():
+    for key, value in (flatten(tables, allowed, path) | overrides).items():
         phase, _, name = key.partition(".")
         if phase == "reproduce":
             setattr(reproduce, name, value)
@@ -168,7 +168,7 @@ def _arms(
         raise ConfigError("arms", tables, "a list of tables, [[arms]]", path)
     for number, table in enumerate(tables):
         key = f"arms[{number}]"
-        own = dict(flatten(table.pop("settings", {}), "", settings, path))
+        own = flatten(table.pop("settings", {}), settings, path)
         given: _ArmTable = check_value(key, table, _ArmTable, path)
         arm = Arm(**dataclasses.asdict(given), settings=own)
         arm = dataclasses.replace(arm, factors=arm.factors or [1.0] * len(arm.rate))

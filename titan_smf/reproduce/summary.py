@@ -8,6 +8,7 @@ from statistics import fmean
 from titan_smf.report.write import write_report
 from titan_smf.reproduce.plan import Plan, slug
 from titan_smf.reproduce.runs import Run, chosen_rates, planned_runs
+from titan_smf.runtime import format_table
 
 
 def write_reports(plan: Plan) -> list[Path]:
@@ -45,8 +46,7 @@ def summary(plan: Plan) -> str:
     table = [["method", "rate", *sets]]
     for (name, rate), row in scores.items():
         table.append([name, f"{rate:g}", *(row.get(each, "") for each in sets)])
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in table]
+    lines = [format_table(table)]
     if len(plan.reproduce.seeds) == 1:
         lines += ["", "One seed: another may order the methods differently."]
     return "\n".join(lines)
