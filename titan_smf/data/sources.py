@@ -13,7 +13,8 @@ from pathlib import Path
 from titan_smf import storage
 from titan_smf.data.prepare import PLAN_VERSION, prepare
 from titan_smf.data.prepare_part import PrepareOptions
-from titan_smf.data.raw_text import TextOptions, kind_of, plan_pieces, read_documents
+from titan_smf.data.raw_text import TextOptions, plan_pieces, read_documents
+from titan_smf.data.rows import kind_of
 from titan_smf.data.token_shards import (
     FORMAT_VERSION,
     INDEX_NAME,

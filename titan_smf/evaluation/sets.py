@@ -9,8 +9,7 @@ from pathlib import Path
 from titan_smf import storage
 from titan_smf.config.parsing import describe_type
 from titan_smf.config.sections import Evaluation, EvaluationKind, EvaluationSet
-from titan_smf.data.raw_text import HUB_PREFIX
-from titan_smf.data.rows import Row, read_rows
+from titan_smf.data.rows import HUB_PREFIX, Row, read_rows
 from titan_smf.data.sources import open_source
 from titan_smf.data.tokenizer import Tokenizer
 from titan_smf.errors import ConfigError, DataError

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from titan_smf import storage
 from titan_smf.data.fields import RowError, parse_json, text_of, texts_of
-from titan_smf.data.raw_text import kind_of
+from titan_smf.data.rows import kind_of
 from titan_smf.errors import DataError
 
 
