@@ -1,6 +1,6 @@
 """Text to token shards: in parallel, resumable, the same bytes for any number of workers.
 
-1. Plan: the inputs are cut into pieces, neighbouring pieces are grouped into parts of about
+1. Plan: the inputs are cut into pieces, and neighbouring pieces are grouped into parts of about
    `part_bytes`. The plan depends on the inputs and settings alone and is written first.
 2. Each part is tokenised by one worker into shards of its own, then recorded in `parts/`.
 3. When every part is recorded, the index is written; that makes the folder usable.
@@ -18,7 +18,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -64,38 +64,29 @@ def prepare(
     """
     with _only_writer(output):
         parts = _plan(inputs, output, tokenizer, options)
+        records = {number: read_record(output, number) for number in range(len(parts))}
+        todo = {number: parts[number] for number, record in records.items() if record is None}
+        total = sum(filter(None, records.values()), Counts())
+        progress = _Progress(todo, report)
         work = PartWork(output, tokenizer, options)
-        total = Counts()
-        todo: list[int] = []
-        for number in range(len(parts)):
-            record = read_record(output, number)
-            if record is None:
-                todo.append(number)
-            else:
-                total.add(record)
-        total.check_rejected(options)
-        sizes = {number: sum(piece.size for piece in parts[number]) for number in todo}
-        progress = _Progress(sizes, report)
-        for number, counts in _run(work, parts, todo, workers):
-            total.add(counts)
+        for number, counts in _run(work, todo, workers):
+            total += counts
             total.check_rejected(options)
             progress.advance(number, counts)
-        return _finish(inputs, work, len(parts))
+            records[number] = counts
+        total = sum(filter(None, records.values()), Counts())  # in order
+        _write_indices(inputs, work, total)
+        return total
 
 
-def _finish(inputs: list[str], work: PartWork, num_parts: int) -> Counts:
-    """Add up the records in order and write the indices, the one of the output last."""
-    output, tokenizer = work.output, work.tokenizer
-    total = Counts()
-    for number in range(num_parts):
-        record = read_record(output, number)
-        assert record is not None, "every part was recorded"
-        total.add(record)
+def _write_indices(inputs: list[str], work: PartWork, total: Counts) -> None:
+    """Make the output usable: its own index is written last."""
     if total.documents == 0:
         raise DataError(
             f"{', '.join(inputs)}: no document in the input ({total.empty_documents} empty, "
             f"{total.rejected_lines} rejected lines)"
         )
+    output = work.output
     if not total.shards:
         raise DataError(f"{output}: every document fell to the validation part; lower its fraction")
     if work.options.validation_fraction:
@@ -104,17 +95,16 @@ def _finish(inputs: list[str], work: PartWork, num_parts: int) -> Counts:
                 f"{output}: none of {total.documents} documents fell to the validation part; "
                 "raise its fraction"
             )
-        write_index(validation_folder(output), tokenizer, total.validation_shards)
-    write_index(output, tokenizer, total.shards)
-    return total
+        write_index(validation_folder(output), work.tokenizer, total.validation_shards)
+    write_index(output, work.tokenizer, total.shards)
 
 
 def train_tokenizer(
     inputs: list[str], output: str, vocab_size: int, options: PrepareOptions
 ) -> Tokenizer:
-    """The tokenizer of a rank file in `output`, trained on the inputs unless it is there already.
+    """Return the tokenizer of a rank file in `output`; train it on the inputs if it is not there.
 
-    A file without finished parts beside it may be from other inputs: it is trained again.
+    A rank file without finished parts beside it may be from other inputs: it is trained again.
     """
     path = storage.join(output, TRAINED_RANK_FILE)
     if storage.exists(path) and _has_finished_parts(output):
@@ -143,7 +133,7 @@ def train_tokenizer(
 def _plan(
     inputs: list[str], output: str, tokenizer: Tokenizer, options: PrepareOptions
 ) -> list[list[Piece]]:
-    """The parts of the work; equal to the plan of the run that is resumed, if there is one."""
+    """Divide the work into parts and record that; a resumed run must come to the same plan."""
     parts: list[list[Piece]] = []
     filled = options.part_bytes
     for piece in plan_pieces(inputs, options.text, options.part_bytes):
@@ -192,20 +182,18 @@ def _check_same_plan(before: dict[str, Any], plan: dict[str, Any], output: str) 
 
 
 def _run(
-    work: PartWork, parts: list[list[Piece]], todo: list[int], workers: int
+    work: PartWork, todo: dict[int, list[Piece]], workers: int
 ) -> Iterator[tuple[int, Counts]]:
-    """Do the parts, in this process or by workers; each with its counts as it is done."""
+    """Do the parts, in this process or by workers, and yield each with its counts once done."""
     if workers <= 1 or len(todo) <= 1:
-        for number in todo:
-            yield number, work(number, parts[number])
+        for number, pieces in todo.items():
+            yield number, work(number, pieces)
         return
     pool = ProcessPoolExecutor(
         min(workers, len(todo)), multiprocessing.get_context("spawn"), _start_worker
     )
     try:
-        futures: dict[Future[Counts], int] = {
-            pool.submit(work, number, parts[number]): number for number in todo
-        }
+        futures = {pool.submit(work, number, pieces): number for number, pieces in todo.items()}
         for done in as_completed(futures):
             yield futures[done], done.result()
     except BrokenProcessPool as error:
@@ -220,52 +208,46 @@ def _run(
 class _Progress:
     """Reports parts, speed and time left about every second, and at the end."""
 
-    def __init__(self, sizes: dict[int, int], report: Callable[[str], None] | None) -> None:
-        self._report = report
+    def __init__(self, todo: dict[int, list[Piece]], report: Callable[[str], None] | None) -> None:
+        sizes = {number: sum(piece.size for piece in pieces) for number, pieces in todo.items()}
         # hub datasets do not say their sizes: then every part counts alike
-        self._sizes = sizes if all(sizes.values()) else dict.fromkeys(sizes, 1)
-        self._left = sum(self._sizes.values())
-        self._parts = 0
+        self._left = sizes if all(sizes.values()) else dict.fromkeys(sizes, 1)
+        self._num_parts, self._size = len(sizes), sum(self._left.values())
+        self._report = report
         self._done = Counts()
         self._start = self._reported = time.monotonic()
 
     def advance(self, number: int, counts: Counts) -> None:
-        self._parts += 1
-        self._left -= self._sizes[number]
-        self._done.documents += counts.documents
-        self._done.tokens += counts.tokens
+        del self._left[number]
+        self._done += counts
         now = time.monotonic()
-        if self._report and (now - self._reported >= 1 or self._left == 0):
+        if self._report and (now - self._reported >= 1 or not self._left):
             self._reported = now
-            seconds = now - self._start
-            finished = sum(self._sizes.values()) - self._left
+            seconds, left = now - self._start, sum(self._left.values())
             self._report(
-                f"part {self._parts}/{len(self._sizes)}: {self._done.documents:,} documents "
-                f"({self._done.documents / seconds:,.0f}/s), {self._done.tokens:,} tokens "
-                f"({self._done.tokens / seconds:,.0f}/s), "
-                f"{seconds * self._left / finished:.0f} s left"
+                f"part {self._num_parts - len(self._left)}/{self._num_parts}: "
+                f"{self._done.documents:,} documents ({self._done.documents / seconds:,.0f}/s), "
+                f"{self._done.tokens:,} tokens ({self._done.tokens / seconds:,.0f}/s), "
+                f"{seconds * left / (self._size - left):.0f} s left"
             )
 
 
 @contextmanager
 def _only_writer(output: str) -> Iterator[None]:
-    """A second run on the same local folder at the same time is refused."""
+    """Refuse a second run on the same local folder at the same time."""
     if not storage.is_local(output):
         yield
         return
     folder = storage.local_path(output)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / ".lock", timeout=0)
-        lock.acquire()
+        lock = FileLock(folder / ".lock").acquire(timeout=0)
     except Timeout as error:
         raise DataError(f"{output}: another run is writing to it") from error
     except OSError as error:
         raise DataError(f"{output}: cannot be written: {error.strerror or error}") from error
-    try:
+    with lock:
         yield
-    finally:
-        lock.release()
 
 
 def _start_worker() -> None:

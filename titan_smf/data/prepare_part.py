@@ -1,11 +1,11 @@
-"""One part of preparing text: pieces of the inputs in, shards and a record of them out.
+"""One part of preparing text: pieces of the inputs in, token shards and a record of them out.
 
 A part depends on nothing but its pieces and the options, so any process may do it, at any time and
 again. Its record is written last: a part without one has not been done.
 """
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from hashlib import blake2b
 from typing import Any
 
@@ -51,7 +51,7 @@ class PrepareOptions:
 
 @dataclass
 class Counts:
-    """What was read and written; the record of a part, and the sum of all."""
+    """What was read and written: the record of one part, or the sum of several."""
 
     documents: int = 0
     tokens: int = 0
@@ -62,14 +62,10 @@ class Counts:
     shards: list[ShardInfo] = field(default_factory=list)
     validation_shards: list[ShardInfo] = field(default_factory=list)
 
-    def add(self, other: "Counts") -> None:
-        self.documents += other.documents
-        self.tokens += other.tokens
-        self.empty_documents += other.empty_documents
-        self.rejected_lines += other.rejected_lines
-        self.rejected = (self.rejected + other.rejected)[:REJECTED_SHOWN]
-        self.shards += other.shards
-        self.validation_shards += other.validation_shards
+    def __add__(self, other: "Counts") -> "Counts":
+        total = Counts(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
+        del total.rejected[REJECTED_SHOWN:]
+        return total
 
     def summary(self) -> str:
         shards = self.shards + self.validation_shards
@@ -81,7 +77,7 @@ class Counts:
         )
 
     def check_rejected(self, options: PrepareOptions) -> None:
-        """Stop where the options do not allow what was rejected."""
+        """Raise a DataError if more lines were rejected than the options allow."""
         if options.on_bad_line == "raise" and self.rejected_lines:
             where, cause = self.rejected[0]
             raise DataError(
@@ -97,7 +93,7 @@ class Counts:
 
 @dataclass(frozen=True)
 class PartWork:
-    """What a worker needs to know to do any part."""
+    """Tokenises any part of the work; what a worker process is sent."""
 
     output: str
     tokenizer: Tokenizer
@@ -113,8 +109,7 @@ class PartWork:
         for piece in pieces:
             for document in read_documents(piece, self.options.text):
                 if isinstance(document, Rejected):
-                    counts.rejected_lines += 1
-                    counts.rejected = [*counts.rejected, document][:REJECTED_SHOWN]
+                    counts += Counts(rejected_lines=1, rejected=[document])
                     counts.check_rejected(self.options)
                 elif not document.strip():
                     counts.empty_documents += 1
@@ -139,7 +134,7 @@ def _record_path(output: str, number: int) -> str:
 
 
 def read_record(output: str, number: int) -> Counts | None:
-    """The record of a part, if it has one and its shards are there."""
+    """Return the record of a part, if it has one and its shards are there."""
     path = _record_path(output, number)
     if not storage.exists(path):
         return None

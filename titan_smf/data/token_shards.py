@@ -44,7 +44,7 @@ PREPARE_AGAIN = "run tools/prepare_data.py again with the same settings to resum
 
 @dataclass(frozen=True)
 class ShardInfo:
-    """What the index knows of one shard."""
+    """One shard as the index lists it."""
 
     name: str
     documents: int
@@ -92,30 +92,22 @@ class ShardWriter:
         offsets = np.frombuffer(self._offsets, dtype=np.int64).astype("<i8").tobytes()
         tokens = np.frombuffer(self._tokens, dtype=f"u{self._dtype.itemsize}")
         payload = offsets + tokens.astype(self._dtype).tobytes()
-        num_documents, num_tokens = len(self._offsets) - 1, len(self._tokens)
+        counts = {"documents": len(self._offsets) - 1, "tokens": len(self._tokens)}
         sha256 = storage.sha256_hex(payload)
-        header = {
-            "version": FORMAT_VERSION,
-            "tokenizer": describe(self._tokenizer),
-            "dtype": self._dtype.name,
-            "documents": num_documents,
-            "tokens": num_tokens,
-            "sha256": sha256,
-        }
-        content = _head(header) + payload
+        header = {"version": FORMAT_VERSION, "sha256": sha256, **counts}
+        content = _head(header | _vocabulary(self._tokenizer)) + payload
         name = f"{self._prefix}-{len(self.shards):03d}.tokens"
         storage.write_bytes(storage.join(self._folder, name), content)
-        self.shards.append(ShardInfo(name, num_documents, num_tokens, len(content), sha256))
+        self.shards.append(ShardInfo(name, bytes=len(content), sha256=sha256, **counts))
         self._begin_shard()
 
 
 def write_index(folder: str, tokenizer: Tokenizer, shards: Sequence[ShardInfo]) -> None:
-    """Declare the folder finished."""
+    """Write the index of a folder, which declares it finished."""
     index = {
         "format": FORMAT,
         "version": FORMAT_VERSION,
-        "tokenizer": describe(tokenizer),
-        "dtype": token_dtype(tokenizer.n_vocab).name,
+        **_vocabulary(tokenizer),
         "documents": sum(shard.documents for shard in shards),
         "tokens": sum(shard.tokens for shard in shards),
         "shards": [asdict(shard) for shard in shards],
@@ -129,11 +121,12 @@ def token_dtype(n_vocab: int) -> np.dtype[Any]:
 
 
 def describe(tokenizer: Tokenizer) -> dict[str, Any]:
-    return {
-        "name": tokenizer.name,
-        "fingerprint": tokenizer.fingerprint,
-        "n_vocab": tokenizer.n_vocab,
-    }
+    """Return what headers, indices and plans say of a tokenizer."""
+    return {key: getattr(tokenizer, key) for key in ("name", "fingerprint", "n_vocab")}
+
+
+def _vocabulary(tokenizer: Tokenizer) -> dict[str, Any]:
+    return {"tokenizer": describe(tokenizer), "dtype": token_dtype(tokenizer.n_vocab).name}
 
 
 class TokenShards:
@@ -184,24 +177,27 @@ class TokenShards:
             self._folder = base / "shards" / self.digest
             self._fetch()
         for shard in self._shards:
-            self._check_size(shard)
+            file = self._folder / shard.name
+            if not file.exists():
+                raise self._damaged(shard, "it is missing")
+            if (size := file.stat().st_size) != shard.bytes:
+                raise self._damaged(shard, f"it has {size} bytes instead of {shard.bytes}")
 
     def tokens(self, start: int, stop: int) -> npt.NDArray[Any]:
-        """Tokens `start` to `stop` of the packed stream, memory-mapped unless they span shards."""
+        """Return tokens `start` to `stop` of the packed stream, memory-mapped within one shard."""
         assert 0 <= start <= stop <= self.num_tokens, "a range within the packed stream"
-        first = int(np.searchsorted(self._token_starts, start, side="right")) - 1
+        shard = int(np.searchsorted(self._token_starts, start, side="right")) - 1
         parts = []
         while start < stop:
-            begin, end = self._token_starts[first : first + 2]
-            parts.append(self._map(first)[1][start - begin : stop - begin])
-            start = min(stop, end)
-            first += 1
+            begin, end = self._token_starts[shard : shard + 2]
+            parts.append(self._map(shard)[1][start - begin : stop - begin])
+            start, shard = end, shard + 1
         if len(parts) == 1:
             return parts[0]
         return np.concatenate([np.empty(0, self._dtype), *parts])
 
     def document(self, index: int) -> npt.NDArray[Any]:
-        """The tokens of one document, begin and end tokens included."""
+        """Return the tokens of one document, begin and end tokens included."""
         assert 0 <= index < self.num_documents, "a document of this folder"
         shard = int(np.searchsorted(self._document_starts, index, side="right")) - 1
         offsets, tokens = self._map(shard)
@@ -215,31 +211,20 @@ class TokenShards:
                 self._check_hash(shard, file)
 
     def _map(self, number: int) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
-        """Offsets and tokens of one shard, mapped when first needed."""
+        """Return the offsets and tokens of one shard, mapped when first needed."""
         if number not in self._maps:
             shard = self._shards[number]
             path = self._folder / shard.name
             with path.open("rb") as file:
                 header = _read_head(file, str(path))
                 payload_start = file.tell()
-            if (header["documents"], header["tokens"], header["sha256"]) != (
-                shard.documents,
-                shard.tokens,
-                shard.sha256,
-            ):
+            if any(header[key] != getattr(shard, key) for key in ("documents", "tokens", "sha256")):
                 raise self._damaged(shard, "its header does not match the index")
             offsets = np.memmap(path, "<i8", "r", payload_start, (shard.documents + 1,))
             tokens_start = payload_start + offsets.nbytes
             tokens = np.memmap(path, self._dtype, "r", tokens_start, (shard.tokens,))
             self._maps[number] = (offsets, tokens)
         return self._maps[number]
-
-    def _check_size(self, shard: ShardInfo) -> None:
-        path = self._folder / shard.name
-        if not path.exists():
-            raise self._damaged(shard, "it is missing")
-        if (size := path.stat().st_size) != shard.bytes:
-            raise self._damaged(shard, f"it has {size} bytes instead of {shard.bytes}")
 
     def _check_hash(self, shard: ShardInfo, file: BinaryIO) -> None:
         _read_head(file, shard.name)
@@ -270,10 +255,9 @@ class TokenShards:
 
 
 def unigram_entropy(shards: TokenShards) -> float:
-    """Entropy of the token frequencies in nats per token.
+    """Return the entropy of the token frequencies in nats per token.
 
-    It is the loss of the best model that ignores context: a model that has learned something is
-    below it.
+    It is the loss of the best model that ignores context: one that has learned more is below it.
     """
     counts = np.zeros(1, dtype=np.int64)
     for start in range(0, shards.num_tokens, 1 << 22):
@@ -292,7 +276,7 @@ def _head(header: dict[str, Any]) -> bytes:
 
 
 def _read_head(file: BinaryIO, path: str) -> dict[str, Any]:
-    """The header of a shard; leaves the file where the offsets start."""
+    """Read the header of a shard, up to where the offsets start."""
     start = file.read(16)
     if start[:8] != MAGIC or len(start) < 16:
         raise DataError(f"{path}: is no token shard: copy or prepare it again")
