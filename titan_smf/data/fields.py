@@ -1,22 +1,18 @@
-"""Fields of rows that somebody wrote: JSON objects and the texts in them, checked."""
+"""Checks of the fields of rows that users wrote: JSON objects and the texts in them."""
 
 import json
 from typing import Any
 
 EXCERPT = 40
-"""Characters of a wrong value that a message repeats."""
+"""Length of the beginning of a wrong value that messages show."""
 
 
 class RowError(Exception):
-    """Why a row cannot be used; the caller adds where it stands and what would do."""
+    """Why a row cannot be used; the caller adds its place and what would be accepted."""
 
 
 def parse_json(line: bytes) -> dict[str, Any]:
-    """The object on a line of jsonl.
-
-    Raises:
-        RowError: it is none.
-    """
+    """Return the object on a line of jsonl, or raise a RowError if there is none."""
     try:
         row = json.loads(line)
     except UnicodeDecodeError as error:
@@ -29,10 +25,10 @@ def parse_json(line: bytes) -> dict[str, Any]:
 
 
 def any_text_of(value: Any, name: str) -> str:
-    """`value` if it is a text, blank or not, that UTF-8 can write.
+    """Return `value` if it is a text, maybe blank, that UTF-8 can encode.
 
     Raises:
-        RowError: it is not; calls it `name`.
+        RowError: it is not; the message calls it `name`. So do all functions below.
     """
     if not isinstance(value, str):
         raise RowError(f"{name} is {excerpt(value)}, not a text")
@@ -44,37 +40,25 @@ def any_text_of(value: Any, name: str) -> str:
 
 
 def text_of(value: Any, name: str) -> str:
-    """`value` if it is a text that is not blank.
-
-    Raises:
-        RowError: it is not; calls it `name`.
-    """
+    """Return `value` if it is a text that is not blank."""
     if not any_text_of(value, name).strip():
         raise RowError(f"{name} is {excerpt(value)}, not a text")
     return value
 
 
 def id_of(value: Any, name: str) -> str:
-    """`value` as the id of a row: a text that is not blank, or an integer.
-
-    Raises:
-        RowError: it is neither; calls it `name`.
-    """
+    """Return `value` as the id of a row: a text that is not blank, or an integer."""
     return str(value) if type(value) is int else text_of(value, name)
 
 
 def texts_of(value: Any, name: str) -> tuple[str, ...]:
-    """`value` if it is a list of one text or more, none of them blank.
-
-    Raises:
-        RowError: it is not; calls it `name`.
-    """
+    """Return `value` if it is a list of one text or more, none of them blank."""
     if not isinstance(value, list) or not value:
         raise RowError(f"{name} is {excerpt(value)}, not a list of one text or more")
     return tuple(text_of(text, f"{name}[{index}]") for index, text in enumerate(value))
 
 
 def excerpt(value: Any) -> str:
-    """The beginning of a value, as JSON."""
+    """Return the beginning of a value, as JSON."""
     shown = json.dumps(value, default=str)
     return shown if len(shown) <= EXCERPT else f"{shown[:EXCERPT]}..."

@@ -28,7 +28,7 @@ def num_windows(num_tokens: int, seq_len: int) -> int:
 
 
 def read_windows(shards: TokenShards, windows: Sequence[int], seq_len: int) -> npt.NDArray[Any]:
-    """The tokens of the given windows: int64 (windows, seq_len + 1)."""
+    """Return the tokens of the given windows, int64 (windows, seq_len + 1)."""
     tokens = np.empty((len(windows), seq_len + 1), dtype=np.int64)
     for row, window in enumerate(windows):
         start = int(window) * seq_len
@@ -37,7 +37,7 @@ def read_windows(shards: TokenShards, windows: Sequence[int], seq_len: int) -> n
 
 
 def permute(positions: npt.ArrayLike, size: int, key: str) -> npt.NDArray[np.int64]:
-    """Where a permutation of `range(size)`, chosen by `key`, sends `positions`.
+    """Apply to `positions` the permutation of `range(size)` that `key` chooses.
 
     Any position costs the same and nothing is stored. A Feistel network permutes the integers of
     the smallest power of two that holds `size`; a result outside `range(size)` is sent through
@@ -60,7 +60,7 @@ def permute(positions: npt.ArrayLike, size: int, key: str) -> npt.NDArray[np.int
 def _feistel(
     values: npt.NDArray[np.uint64], left_bits: int, right_bits: int, round_keys: list[np.uint64]
 ) -> npt.NDArray[np.uint64]:
-    """A bijection of the integers of `left_bits + right_bits` bits; halves swap every round."""
+    """Permute the integers of `left_bits + right_bits` bits; the halves swap every round."""
     left, right = values >> np.uint64(right_bits), values & np.uint64((1 << right_bits) - 1)
     for key in round_keys:
         mask = np.uint64((1 << left_bits) - 1)
@@ -70,7 +70,7 @@ def _feistel(
 
 
 def _scramble(values: npt.NDArray[np.uint64], key: np.uint64) -> npt.NDArray[np.uint64]:
-    """The finaliser of splitmix64, keyed."""
+    """Hash 64-bit values under a key: the finaliser of splitmix64."""
     mixed = values + (key << np.uint64(32)) + np.uint64(0x9E3779B97F4A7C15)
     mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -78,13 +78,13 @@ def _scramble(values: npt.NDArray[np.uint64], key: np.uint64) -> npt.NDArray[np.
 
 
 def integer_weights(weights: Sequence[float]) -> list[int]:
-    """Weights as integers, so that the mixture is exact and the same on every platform."""
+    """Return weights as integers, so that the mixture is exact and the same on every platform."""
     total = sum(weights)
     return [max(1, round(weight / total * WEIGHT_UNIT)) for weight in weights]
 
 
 def mix(drawn: Sequence[int], weights: Sequence[int], count: int) -> tuple[list[int], list[int]]:
-    """Which sources give the next `count` samples, and the number drawn from each afterwards.
+    """Return the sources of the next `count` samples, and the number drawn from each afterwards.
 
     After any number `n` of samples every source has given less than one sample more or fewer than
     its share `n * weight / sum(weights)`. Each unit of a source has a first step at which it does

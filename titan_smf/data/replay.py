@@ -1,11 +1,10 @@
-"""Replay: rows of background text among the rows that learn something new.
+"""Replay: rows of background text among the rows of new knowledge.
 
     G rows in a global batch, P of them replay, S sequence length
 
 Row i of a global batch is a replay row where `(i + 1) * P // G` is greater than `i * P // G`: they
 are spread evenly over the micro-batches, and depend on G and P alone, not on the number of ranks.
-Replay rows are the samples of the background in the order in which a `TokenLoader` gives them, P a
-step.
+Each step takes the next P samples of the background, in the order of a `TokenLoader`.
 
     G = 8, P = 2      row    0 1 2 3 4 5 6 7
                       replay . . . 0 . . . 1
@@ -20,10 +19,10 @@ from titan_smf.data.loader import TokenLoader
 
 
 class Replay:
-    """The replay rows of one global batch after another.
+    """Reads the replay rows of one global batch after another.
 
     Args:
-        background: gives the samples; this is the only one to move it.
+        background: gives the samples; nobody else may move its position.
         num_rows: P, 1 or more and less than `global_batch_size`.
         global_batch_size: G.
     """
@@ -38,7 +37,7 @@ class Replay:
         """(G,), whether a row is a replay row."""
 
     def tokens(self, rows: slice) -> npt.NDArray[np.int64]:
-        """The tokens (n, S + 1) of the replay rows among these rows of the current batch."""
+        """Return the tokens (n, S + 1) of the replay rows among `rows` of the current batch."""
         here = np.zeros_like(self.is_replay)
         here[rows] = True
         return self._background.peek(self.num_rows, here[self.is_replay])
@@ -48,7 +47,7 @@ class Replay:
         self._background.skip(self.num_rows)
 
     def state_dict(self) -> dict[str, Any]:
-        """The position in the background; equal on all ranks, plain JSON values."""
+        """Return the position in the background; equal on all ranks, JSON values."""
         return {"replay_rows": self.num_rows, "replay": self._background.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

@@ -1,7 +1,7 @@
-"""A source by its path: token shards, a text file or the synthetic world.
+"""Data sources by path: token shards, a text file or the invented world.
 
-What is no token shards yet is prepared on first use and kept in the cache, under a key of its
-content and the tokenizer. Several processes may ask at once: one prepares, the others wait.
+Text is turned into token shards on first use and kept in the cache, under a key of its content and
+the tokenizer. Several processes may ask at once: one prepares, the others wait.
 """
 
 import hashlib
@@ -34,7 +34,7 @@ LARGEST_TEXT = 256 << 20
 def open_source(
     path: str, tokenizer: Tokenizer, cache_dir: str | Path | None = None
 ) -> TokenShards:
-    """The token shards of `path`.
+    """Open the token shards of `path`; prepare them if it is text or the invented world.
 
     Args:
         path: a folder or URL of token shards; a txt, jsonl (field `text`) or parquet (column
@@ -58,7 +58,7 @@ def open_source(
 
 
 def source_texts(path: str) -> Iterator[str]:
-    """The documents of a source that is text or the synthetic world, in order.
+    """Yield the documents of a source that is text or the invented world, in order.
 
     Raises:
         DataError: nothing there, or token shards, whose text is gone.

@@ -13,9 +13,10 @@ pattern. A pattern is one of the names below or a regular expression.
 """
 
 import base64
+import itertools
 import re
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 import regex
 import tiktoken
@@ -50,6 +51,11 @@ LLAMA3_SPECIAL = (
     *(f"<|reserved_special_token_{i}|>" for i in range(3, 248)),
 )
 LLAMA3_NUM_RANKS = 128_000
+CL100K_SPECIAL = (
+    *(None, "<|endoftext|>", "<|fim_prefix|>", "<|fim_middle|>", "<|fim_suffix|>"),
+    *([None] * 15),
+    "<|endofprompt|>",
+)
 
 BOS_NAMES = ("<|begin_of_text|>", "<|startoftext|>")
 EOS_NAMES = ("<|end_of_text|>", "<|endoftext|>")
@@ -62,36 +68,26 @@ LONG_SPACE = re.compile(rf"\s{{{LONGEST_SPACE}}}")
 
 @dataclass(frozen=True)
 class Pattern:
-    """How text is split before merging, and the special tokens by their distance from the ranks."""
+    """How text is split before merging, and which special tokens follow the ranks."""
 
     split: str
-    special: dict[str, int] = field(
-        default_factory=lambda: {name: i for i, name in enumerate(BEGIN_END_PAD)}
-    )
+    special: Sequence[str | None] = BEGIN_END_PAD
+    """Token `i` has the id `number of ranks + i`; None leaves an id unassigned."""
 
 
 PATTERNS = {
     "default": Pattern(LLAMA3_SPLIT),
-    "llama3": Pattern(LLAMA3_SPLIT, {name: i for i, name in enumerate(LLAMA3_SPECIAL)}),
-    "cl100k": Pattern(
-        CL100K_SPLIT,
-        {
-            "<|endoftext|>": 1,
-            "<|fim_prefix|>": 2,
-            "<|fim_middle|>": 3,
-            "<|fim_suffix|>": 4,
-            "<|endofprompt|>": 20,
-        },
-    ),
-    "gpt2": Pattern(GPT2_SPLIT, {"<|endoftext|>": 0}),
+    "llama3": Pattern(LLAMA3_SPLIT, LLAMA3_SPECIAL),
+    "cl100k": Pattern(CL100K_SPLIT, CL100K_SPECIAL),
+    "gpt2": Pattern(GPT2_SPLIT, ("<|endoftext|>",)),
 }
 
 
 class Tokenizer:
     """A tiktoken encoding with its begin, end and padding tokens and a fingerprint.
 
-    Text is always encoded as ordinary text: a special token's spelling in it stays text.
-    `bos_id` is None where the encoding has no such token; `pad_id` is then the end token.
+    Special tokens spelled out in a text are encoded as ordinary text. `bos_id` is None where the
+    encoding has no begin token; `pad_id` is the end token where it has no padding token.
     """
 
     def __init__(self, encoding: tiktoken.Encoding) -> None:
@@ -108,19 +104,16 @@ class Tokenizer:
         self.fingerprint = _fingerprint(encoding)
 
     def encode(self, text: str, bos: bool = False, eos: bool = False) -> list[int]:
-        """Token ids of `text`, with the begin and end tokens on request.
-
-        A begin token that the encoding does not have is left out.
-        """
+        """Return the token ids of `text`, if asked with the begin and end tokens that exist."""
         ids = [self.bos_id] if bos and self.bos_id is not None else []
-        for piece in _without_long_space(text):
+        for piece in _cut_long_space(text):
             ids.extend(self._encoding.encode_ordinary(piece))
         if eos:
             ids.append(self.eos_id)
         return ids
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Text of `ids`; bytes that are no UTF-8, and ids that stand for nothing, become U+FFFD."""
+        """Return the text of `ids`; invalid UTF-8 and unassigned ids become U+FFFD."""
         ids = list(ids)
         try:
             return self._encoding.decode(ids)
@@ -128,11 +121,11 @@ class Tokenizer:
             return b"".join(self.token_bytes(token) for token in ids).decode("utf-8", "replace")
 
     def get_vocab_size(self) -> int:
-        """torchtitan's name for `n_vocab`."""
+        """Return `n_vocab`, under torchtitan's name."""
         return self.n_vocab
 
     def token_bytes(self, token: int) -> bytes:
-        """The bytes of one token, maybe part of a character; U+FFFD's if it stands for nothing."""
+        """Return the bytes of a token, maybe part of a character; U+FFFD's if it is unassigned."""
         try:
             return self._encoding.decode_single_token_bytes(token)
         except (KeyError, OverflowError):
@@ -140,7 +133,7 @@ class Tokenizer:
 
 
 def load_tokenizer(name: str = "", path: str = "", pattern: str = "") -> Tokenizer:
-    """The tokenizer named by the settings of section `[tokenizer]`.
+    """Return the tokenizer that the settings of section `[tokenizer]` name.
 
     Args:
         name: `bytes` (one token a byte) or one of tiktoken's encodings, such as `o200k_base`.
@@ -152,11 +145,8 @@ def load_tokenizer(name: str = "", path: str = "", pattern: str = "") -> Tokeniz
         DataError: a rank file that is missing, damaged or impossible to download.
     """
     if bool(name) == bool(path):
-        raise ConfigError(
-            "tokenizer.name",
-            name,
-            "either tokenizer.name or tokenizer.path, not both and not neither",
-        )
+        allowed = "either tokenizer.name or tokenizer.path, not both and not neither"
+        raise ConfigError("tokenizer.name", name, allowed)
     if name:
         if pattern:
             raise ConfigError("tokenizer.pattern", pattern, "only together with tokenizer.path")
@@ -177,8 +167,15 @@ def load_tokenizer(name: str = "", path: str = "", pattern: str = "") -> Tokeniz
 def train_rank_file(texts: Iterable[str], vocab_size: int, path: str) -> Tokenizer:
     """Train byte-pair merges on `texts` and write them to `path` as a tiktoken rank file.
 
-    `vocab_size` counts everything: 256 bytes, the merges and three special tokens. The same texts
-    give the same bytes of the file. Returns the tokenizer that `load_tokenizer(path=path)` gives.
+    Args:
+        vocab_size: counts everything: 256 bytes, the merges and three special tokens.
+
+    Returns:
+        The tokenizer of that file. The same texts give the same bytes of the file.
+
+    Raises:
+        ConfigError: the vocabulary has no room for a merge.
+        DataError: the texts have too few different pairs for it.
     """
     from tokenizers import Regex, models, pre_tokenizers, trainers
     from tokenizers import Tokenizer as HubTokenizer
@@ -187,12 +184,9 @@ def train_rank_file(texts: Iterable[str], vocab_size: int, path: str) -> Tokeniz
     if vocab_size <= smallest:
         raise ConfigError("vocab_size", vocab_size, f"more than {smallest} (bytes and specials)")
     trained = HubTokenizer(models.BPE())
-    trained.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(LLAMA3_SPLIT), behavior="isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
+    split = pre_tokenizers.Split(Regex(LLAMA3_SPLIT), behavior="isolated")
+    to_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    trained.pre_tokenizer = pre_tokenizers.Sequence([split, to_bytes])
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size - len(BEGIN_END_PAD),
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
@@ -232,7 +226,7 @@ def _named_encoding(name: str) -> tiktoken.Encoding:
 
 
 def _encoding(name: str, ranks: dict[bytes, int], pattern: str) -> tiktoken.Encoding:
-    """The encoding of `ranks` under a pattern name or regex, checked to keep every character."""
+    """Make the encoding of `ranks` under a pattern, and check that it keeps every character."""
     chosen = PATTERNS.get(pattern) or Pattern(pattern)
     allowed = f"{', '.join(PATTERNS)}, or a regular expression that matches any text piece by piece"
     try:
@@ -242,7 +236,7 @@ def _encoding(name: str, ranks: dict[bytes, int], pattern: str) -> tiktoken.Enco
             name,
             pat_str=chosen.split,
             mergeable_ranks=ranks,
-            special_tokens={token: len(ranks) + i for token, i in chosen.special.items()},
+            special_tokens={t: len(ranks) + i for i, t in enumerate(chosen.special) if t},
         )
     except (ValueError, regex.error) as error:
         raise ConfigError("tokenizer.pattern", pattern, f"{allowed}; {error}") from error
@@ -253,7 +247,7 @@ def _encoding(name: str, ranks: dict[bytes, int], pattern: str) -> tiktoken.Enco
 
 
 def _parse_ranks(content: bytes, path: str) -> dict[bytes, int]:
-    """The ranks of a tiktoken file; anything but ranks 0..n-1, each byte among them, is damage."""
+    """Parse a tiktoken file: ranks 0 to n-1, with every single byte among the tokens."""
     ranks: dict[bytes, int] = {}
     for number, line in enumerate(content.splitlines(), start=1):
         if not line.strip():
@@ -271,39 +265,33 @@ def _parse_ranks(content: bytes, path: str) -> dict[bytes, int]:
             f"{path}: its {len(ranks)} tokens do not have the ranks 0 to {len(ranks) - 1}, each "
             "once; the file is damaged: copy it again"
         )
-    missing = [value for value in range(256) if bytes([value]) not in ranks]
-    if missing:
+    num_missing = sum(bytes([value]) not in ranks for value in range(256))
+    if num_missing:
         raise DataError(
-            f"{path}: has no rank for {len(missing)} of the 256 single bytes; the file is cut off "
+            f"{path}: has no rank for {num_missing} of the 256 single bytes; the file is cut off "
             "or no tiktoken rank file"
         )
     return ranks
 
 
 def _fingerprint(encoding: tiktoken.Encoding) -> str:
-    """16 hex digits that change with any rank, special token or the pattern."""
-    parts = [encoding._pat_str.encode()]
-    for token, rank in sorted(encoding._mergeable_ranks.items(), key=lambda entry: entry[1]):
-        parts.append(b"%d:%s" % (rank, token.hex().encode()))
-    for name, token_id in sorted(encoding._special_tokens.items()):
-        parts.append(b"%d=%s" % (token_id, name.encode()))
-    return storage.sha256_hex(b"\n".join(parts), digits=16)
+    """Return 16 hex digits that change with any rank, special token or the pattern."""
+    ranks = sorted(encoding._mergeable_ranks.items(), key=lambda entry: entry[1])
+    parts = [
+        encoding._pat_str,
+        *(f"{rank}:{token.hex()}" for token, rank in ranks),
+        *(f"{token_id}={name}" for name, token_id in sorted(encoding._special_tokens.items())),
+    ]
+    return storage.sha256_hex("\n".join(parts).encode(), digits=16)
 
 
-def _without_long_space(text: str) -> list[str]:
-    if LONG_SPACE.search(text) is None:
-        return [text]
-    pieces = []
-    start = 0
-    for match in LONG_SPACE.finditer(text):
-        pieces.append(text[start : match.end()])
-        start = match.end()
-    return [*pieces, text[start:]]
+def _cut_long_space(text: str) -> list[str]:
+    ends = [match.end() for match in LONG_SPACE.finditer(text)]
+    return [text[a:b] for a, b in itertools.pairwise([0, *ends, len(text)])]
 
 
 def _bytes_of_printable() -> dict[str, int]:
-    """GPT-2's printable stand-ins for bytes, in which `tokenizers` spells its tokens."""
+    """Return the bytes behind GPT-2's printable stand-ins, in which `tokenizers` spells tokens."""
     printable = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [value for value in range(256) if value not in printable]
-    stand_ins = {chr(value): value for value in printable}
-    return stand_ins | {chr(256 + i): value for i, value in enumerate(others)}
+    return {chr(b): b for b in printable} | {chr(256 + i): b for i, b in enumerate(others)}
