@@ -72,8 +72,12 @@ class TokenLoader:
         self._drawn = [0] * len(sources)
 
     def __iter__(self) -> Iterator[Batch]:
+        global_size = self._num_ranks * self._batch_size
+        mine = np.arange(global_size) // self._batch_size == self._rank
         while True:
-            yield self._next_batch()
+            batch = _as_batch(self.peek(global_size, mine))
+            self.skip(global_size)
+            yield batch
 
     def skip(self, samples: int) -> None:
         """Move the global position past `samples` samples of all ranks, without reading them."""
@@ -90,21 +94,7 @@ class TokenLoader:
             (wanted samples, S + 1).
         """
         chosen, _ = packing.mix(self._drawn, self._weights, samples)
-        return self._read(np.array(chosen), wanted)
-
-    def _next_batch(self) -> Batch:
-        """Return this rank's part of the next micro-batch; move past the parts of all ranks."""
-        global_size = self._num_ranks * self._batch_size
-        chosen, drawn_after = packing.mix(self._drawn, self._weights, global_size)
-        mine = np.arange(global_size) // self._batch_size == self._rank
-        tokens = self._read(np.array(chosen), mine)
-        self._drawn = drawn_after
-        return _as_batch(tokens)
-
-    def _read(
-        self, source_ids: npt.NDArray[np.int64], wanted: npt.NDArray[np.bool_]
-    ) -> npt.NDArray[np.int64]:
-        """Return the wanted ones of the next samples, of which sample i is from `source_ids[i]`."""
+        source_ids = np.array(chosen)
         tokens = np.empty((np.count_nonzero(wanted), self._seq_len + 1), dtype=np.int64)
         for source in np.unique(source_ids[wanted]):
             from_source = source_ids == source

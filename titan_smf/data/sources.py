@@ -7,7 +7,7 @@ the tokenizer. Several processes may ask at once: one prepares, the others wait.
 import hashlib
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from titan_smf import storage
@@ -15,13 +15,7 @@ from titan_smf.data.prepare import PLAN_VERSION, prepare
 from titan_smf.data.prepare_part import PrepareOptions
 from titan_smf.data.raw_text import TextOptions, plan_pieces, read_documents
 from titan_smf.data.rows import kind_of
-from titan_smf.data.token_shards import (
-    FORMAT_VERSION,
-    INDEX_NAME,
-    ShardWriter,
-    TokenShards,
-    write_index,
-)
+from titan_smf.data.token_shards import FORMAT_VERSION, INDEX_NAME, TokenShards, write_shards
 from titan_smf.data.tokenizer import Tokenizer
 from titan_smf.errors import DataError
 from titan_smf.world.source import SYNTHETIC_PREFIX, parse_world
@@ -49,12 +43,38 @@ def open_source(
     """
     cache = Path(cache_dir) if cache_dir else storage.default_cache_dir()
     if path.startswith(SYNTHETIC_PREFIX):
-        return _open_synthetic(path, tokenizer, cache)
+        world, split, _ = parse_world(path)
+        counts = [world.num_facts, world.num_new_facts, world.num_tuning_facts]
+        spec = json.dumps([WORLD_VERSION, world.seed, *counts, split])
+        folder = cache / "synthetic" / _key(spec, tokenizer.fingerprint)
+        return _prepare_once(
+            folder, tokenizer, lambda: write_shards(str(folder), tokenizer, world.documents(split))
+        )
     if not storage.exists(path):
         raise storage.missing(path)
     if storage.is_folder(path):
         return TokenShards(path, tokenizer.fingerprint, cache)
-    return _open_text(path, tokenizer, cache)
+    kind_of(path)
+    if (size := storage.size_of(path)) > LARGEST_TEXT:
+        raise DataError(
+            f"{path}: has {size >> 20} MiB, more than is prepared on first use "
+            f"({LARGEST_TEXT >> 20}); prepare it with tools/prepare_data.py"
+        )
+    with storage.open_binary(path) as file:
+        content = hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
+    name = path.rsplit("/", 1)[-1]
+    folder = cache / "text" / _key(name, content, str(PLAN_VERSION), tokenizer.fingerprint)
+    return _prepare_once(
+        folder, tokenizer, lambda: prepare([path], str(folder), tokenizer, PrepareOptions())
+    )
+
+
+def _prepare_once(folder: Path, tokenizer: Tokenizer, write: Callable[[], object]) -> TokenShards:
+    with storage.locked(folder):
+        if not (folder / INDEX_NAME).exists():
+            shutil.rmtree(folder, ignore_errors=True)  # what a killed process left
+            write()
+    return TokenShards(str(folder), tokenizer.fingerprint)
 
 
 def source_texts(path: str) -> Iterator[str]:
@@ -74,38 +94,6 @@ def source_texts(path: str) -> Iterator[str]:
             if not isinstance(document, str):
                 raise DataError(f"{document.where}: {document.cause}")
             yield document
-
-
-def _open_text(path: str, tokenizer: Tokenizer, cache: Path) -> TokenShards:
-    kind_of(path)
-    if (size := storage.size_of(path)) > LARGEST_TEXT:
-        raise DataError(
-            f"{path}: has {size >> 20} MiB, more than is prepared on first use "
-            f"({LARGEST_TEXT >> 20}); prepare it with tools/prepare_data.py"
-        )
-    with storage.open_binary(path) as file:
-        content = hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
-    name = path.rsplit("/", 1)[-1]
-    folder = cache / "text" / _key(name, content, str(PLAN_VERSION), tokenizer.fingerprint)
-    with storage.locked(folder):
-        if not (folder / INDEX_NAME).exists():
-            shutil.rmtree(folder, ignore_errors=True)  # what a killed process left
-            prepare([path], str(folder), tokenizer, PrepareOptions())
-    return TokenShards(str(folder), tokenizer.fingerprint)
-
-
-def _open_synthetic(path: str, tokenizer: Tokenizer, cache: Path) -> TokenShards:
-    world, split, _ = parse_world(path)
-    counts = [world.num_facts, world.num_new_facts, world.num_tuning_facts]
-    spec = json.dumps([WORLD_VERSION, world.seed, *counts, split])
-    folder = cache / "synthetic" / _key(spec, tokenizer.fingerprint)
-    with storage.locked(folder):
-        if not (folder / INDEX_NAME).exists():
-            writer = ShardWriter(str(folder), "00000", tokenizer)
-            for document in world.documents(split):
-                writer.add(document)
-            write_index(str(folder), tokenizer, writer.close())
-    return TokenShards(str(folder), tokenizer.fingerprint)
 
 
 def _key(*parts: str) -> str:

@@ -20,7 +20,7 @@ import hashlib
 import io
 import json
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -114,6 +114,16 @@ def write_index(folder: str, tokenizer: Tokenizer, shards: Sequence[ShardInfo]) 
     }
     content = json.dumps(index, indent=1).encode() + b"\n"
     storage.write_bytes(storage.join(folder, INDEX_NAME), content)
+
+
+def write_shards(
+    folder: str, tokenizer: Tokenizer, documents: Iterable[str], shard_tokens: int = SHARD_TOKENS
+) -> None:
+    """Write a finished folder of token shards, in this process."""
+    writer = ShardWriter(folder, "00000", tokenizer, shard_tokens)
+    for document in documents:
+        writer.add(document)
+    write_index(folder, tokenizer, writer.close())
 
 
 def token_dtype(n_vocab: int) -> np.dtype[Any]:
