@@ -17,7 +17,7 @@ import torch
 from titan_smf.data import packing
 from titan_smf.data.loader import TokenLoader, WeightedShards, validation_batches
 from titan_smf.data.sources import open_source
-from titan_smf.data.token_shards import ShardWriter, TokenShards, write_index
+from titan_smf.data.token_shards import TokenShards, write_shards
 from titan_smf.data.tokenizer import Tokenizer, load_tokenizer, train_rank_file
 from titan_smf.errors import CheckpointError, ConfigError, DataError
 
@@ -26,17 +26,10 @@ SEQ_LEN = 16
 Sample = tuple[int, ...]
 
 
-@pytest.fixture(scope="module")
-def tokenizer() -> Tokenizer:
-    return load_tokenizer("bytes")
-
-
 def make_shards(folder: Path, tokenizer: Tokenizer, marker: str, num_documents: int) -> TokenShards:
     """Shards in which every window is different from every other, here and elsewhere."""
-    writer = ShardWriter(str(folder), "00000", tokenizer, shard_tokens=200)
-    for number in range(num_documents):
-        writer.add(f"{marker}{number:04d}" * (1 + number % 4))
-    write_index(str(folder), tokenizer, writer.close())
+    documents = (f"{marker}{number:04d}" * (1 + number % 4) for number in range(num_documents))
+    write_shards(str(folder), tokenizer, documents, shard_tokens=200)
     return TokenShards(str(folder))
 
 
@@ -130,10 +123,9 @@ def test_every_sample_once_per_epoch_in_a_new_order(sources: list[WeightedShards
 
 def test_only_whole_samples_are_drawn(tmp_path: Path, tokenizer: Tokenizer) -> None:
     for num_tokens, num_samples in ((2 * SEQ_LEN, 1), (2 * SEQ_LEN + 1, 2), (3 * SEQ_LEN, 2)):
-        writer = ShardWriter(str(tmp_path / str(num_tokens)), "00000", tokenizer)
-        writer.add("".join(chr(32 + i) for i in range(num_tokens - 2)))
-        write_index(str(tmp_path / str(num_tokens)), tokenizer, writer.close())
-        source = WeightedShards("s", TokenShards(str(tmp_path / str(num_tokens))))
+        folder = str(tmp_path / str(num_tokens))
+        write_shards(folder, tokenizer, ["".join(chr(32 + i) for i in range(num_tokens - 2))])
+        source = WeightedShards("s", TokenShards(folder))
         assert len(set(take([loader([source], batch_size=1)], num_batches=6))) == num_samples
         assert len(list(validation_batches(source.shards, SEQ_LEN, 1, 0, 1))) == num_samples
 
@@ -182,10 +174,7 @@ def test_resuming_with_other_data_says_what_differs(
     for other, message in [
         ([grown, *sources[1:]], "tokens of source 1 is [0-9]+ here and [0-9]+ in the checkpoint"),
         ([sources[0], heavier, sources[2]], "weight of source 2 is 9.0 here and 2.0 in the check"),
-        (
-            [sources[1], sources[0], sources[2]],
-            "digest of source 1 is [0-9a-f]+ here and",
-        ),
+        ([sources[1], sources[0], sources[2]], "digest of source 1 is [0-9a-f]+ here and"),
         (sources[:2], "tokens of source 3 is absent here and [0-9]+ in the checkpoint"),
     ]:
         with pytest.raises(CheckpointError, match=message):
@@ -232,19 +221,18 @@ def test_validation_samples_do_not_depend_on_the_ranks(sources: list[WeightedSha
         seen = []
         for num_ranks, batch_size in ((1, 5), (2, 5), (3, 2), (4, 3)):
             samples: list[Sample] = []
-            lengths = set()
-            for rank in range(num_ranks):
-                batches = list(
-                    validation_batches(shards, SEQ_LEN, batch_size, rank, num_ranks, num_samples)
-                )
-                lengths.add(len(batches))
+            ranks = [
+                list(validation_batches(shards, SEQ_LEN, batch_size, rank, num_ranks, num_samples))
+                for rank in range(num_ranks)
+            ]
+            assert len(set(map(len, ranks))) == 1, "every rank does the same number of iterations"
+            for batches in ranks:
                 for inputs, labels in batches:
                     assert inputs["input"].shape == labels.shape == (batch_size, SEQ_LEN)
                     used = (labels != -100).all(dim=1)
                     assert (labels[~used] == -100).all()
                     rows = torch.cat([inputs["input"], labels[:, -1:]], dim=1)[used]
                     samples += [tuple(row) for row in rows.tolist()]
-            assert len(lengths) == 1, "every rank does the same number of iterations"
             seen.append(sorted(samples))
         assert len(seen[0]) == expected
         assert set(seen[0]) <= set(windows)
@@ -259,14 +247,13 @@ TEXTS = ["The first document.", "The second,\nof two lines.", "Ünïcode \u4e2d\
 
 def write_text_files(folder: Path) -> list[Path]:
     """The same documents as txt, jsonl, compressed jsonl and parquet."""
-    txt, jsonl, zipped = folder / "t.txt", folder / "t.jsonl", folder / "z.jsonl.gz"
-    txt.write_text("\n\n\n".join(TEXTS) + "\n", encoding="utf-8")
     lines = "".join(json.dumps({"id": 1, "text": text}) + "\n" for text in TEXTS)
-    jsonl.write_text(lines, encoding="utf-8")
-    zipped.write_bytes(gzip.compress(lines.encode()))
-    parquet = folder / "t.parquet"
-    pyarrow.parquet.write_table(pyarrow.table({"text": TEXTS}), parquet)
-    return [txt, jsonl, zipped, parquet]
+    paths = [folder / name for name in ("t.txt", "t.jsonl", "z.jsonl.gz", "t.parquet")]
+    paths[0].write_text("\n\n\n".join(TEXTS) + "\n", encoding="utf-8")
+    paths[1].write_text(lines, encoding="utf-8")
+    paths[2].write_bytes(gzip.compress(lines.encode()))
+    pyarrow.parquet.write_table(pyarrow.table({"text": TEXTS}), paths[3])
+    return paths
 
 
 def test_text_files_are_prepared_on_first_use(tmp_path: Path, tokenizer: Tokenizer) -> None:
@@ -292,14 +279,9 @@ def test_sources_open_by_folder_url_and_name(
     world = "synthetic:world?seed=1&facts=50"
     train = open_source(world, tokenizer, tmp_path)
     assert open_source(world + "&split=train", tokenizer, tmp_path).digest == train.digest
-    others = [
-        world + "&split=validation",
-        world + "&new_facts=10",
-        world + "&tuning_facts=10",
-        "synthetic:world?facts=50",
-    ]
-    digests = {open_source(other, tokenizer, tmp_path).digest for other in others}
-    assert len(digests | {train.digest}) == 5
+    others = [world + more for more in ("&split=validation", "&new_facts=10", "&tuning_facts=10")]
+    others += [world, "synthetic:world?facts=50"]
+    assert len({open_source(other, tokenizer, tmp_path).digest for other in others}) == 5
 
 
 def test_the_default_cache_lies_in_the_users_cache_folder(
@@ -333,26 +315,23 @@ def test_unusable_paths_are_named(
     tmp_path: Path, tokenizer: Tokenizer, sources: list[WeightedShards]
 ) -> None:
     (tmp_path / "corpus.txt").write_text("text")
-    (tmp_path / "empty.txt").write_text("")
-    (tmp_path / "blank.txt").write_text("\n  \n\n")
-    (tmp_path / "empty.jsonl").write_text("")
-    (tmp_path / "blank.jsonl").write_text('{"text": " "}\n')
-    (tmp_path / "broken.jsonl").write_text('{"text": "fine"}\n{"text": "torn')
     (tmp_path / "folder").mkdir()
-    (tmp_path / "words.csv").write_text("a,b")
-    cases: dict[str, str] = {
-        "corpus.tx": "does not exist; beside it there is corpus.txt",
-        "nowhere/corpus.txt": "does not exist",
-        "empty.txt": "is empty",
-        "empty.jsonl": "is empty",
-        "blank.txt": "no document in the input",
-        "blank.jsonl": "no document in the input",
-        "broken.jsonl": r"broken.jsonl:2: is not JSON: .*--on-bad-line skip",
-        "folder": "holds no token shards; make them with tools/prepare_data.py",
-        "words.csv": "is of no known kind; known are txt, jsonl, parquet",
-    }
+    broken = '{"text": "fine"}\n{"text": "torn'
+    cases: list[tuple[str, str | None, str]] = [
+        ("corpus.tx", None, "does not exist; beside it there is corpus.txt"),
+        ("nowhere/corpus.txt", None, "does not exist"),
+        ("empty.txt", "", "is empty"),
+        ("empty.jsonl", "", "is empty"),
+        ("blank.txt", "\n  \n\n", "no document in the input"),
+        ("blank.jsonl", '{"text": " "}\n', "no document in the input"),
+        ("broken.jsonl", broken, r"broken.jsonl:2: is not JSON: .*--on-bad-line skip"),
+        ("folder", None, "holds no token shards; make them with tools/prepare_data.py"),
+        ("words.csv", "a,b", "is of no known kind; known are txt, jsonl, parquet"),
+    ]
     start = time.monotonic()
-    for name, message in cases.items():
+    for name, content, message in cases:
+        if content is not None:
+            (tmp_path / name).write_text(content)
         for _ in range(2):  # a failed attempt leaves nothing behind that hides the error
             with pytest.raises(DataError, match=message) as raised:
                 open_source(str(tmp_path / name), tokenizer, tmp_path / "cache")

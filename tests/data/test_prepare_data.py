@@ -1,6 +1,7 @@
 """`prepare_data`: the same shards for any number of workers and after any kill; clear errors."""
 
 import gzip
+import itertools
 import json
 import os
 import signal
@@ -15,30 +16,17 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 import zstandard
+from filelock import FileLock
 
+from tests.support.corpora import documents_of, make_texts, write_jsonl
 from titan_smf.data.prepare import prepare
 from titan_smf.data.prepare_part import PrepareOptions
 from titan_smf.data.raw_text import TextOptions
 from titan_smf.data.token_shards import TokenShards
-from titan_smf.data.tokenizer import Tokenizer, load_tokenizer
+from titan_smf.data.tokenizer import Tokenizer
 from titan_smf.errors import ConfigError, DataError
 
-ROOT = Path(__file__).parents[2]
 SMALL = PrepareOptions(part_bytes=4000, shard_tokens=2000)
-
-
-@pytest.fixture(scope="module")
-def tokenizer() -> Tokenizer:
-    return load_tokenizer("bytes")
-
-
-def make_texts(count: int = 400) -> list[str]:
-    return [f"Document {n}\nsays héllo \u4e2d {'again ' * (n % 17)}{n * n}" for n in range(count)]
-
-
-def write_jsonl(path: Path, texts: list[str]) -> str:
-    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
-    return str(path)
 
 
 def files_of(folder: Path) -> dict[str, bytes]:
@@ -47,19 +35,6 @@ def files_of(folder: Path) -> dict[str, bytes]:
         for path in sorted(folder.rglob("*"))
         if path.is_file()
     }
-
-
-def documents_of(folder: Path | str, tokenizer: Tokenizer) -> list[str]:
-    shards = TokenShards(str(folder), tokenizer.fingerprint)
-    shards.verify()
-    documents = [shards.document(i).tolist() for i in range(shards.num_documents)]
-    assert all(d[0] == tokenizer.bos_id and d[-1] == tokenizer.eos_id for d in documents)
-    return [tokenizer.decode(document[1:-1]) for document in documents]
-
-
-def run_tool(*arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(ROOT / "tools" / "prepare_data.py"), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
 
 
 def write_all_kinds(folder: Path, texts: list[str]) -> dict[str, str]:
@@ -76,12 +51,12 @@ def write_all_kinds(folder: Path, texts: list[str]) -> dict[str, str]:
     write_jsonl(folder / "hub" / "train-0.jsonl", texts[:150])
     write_jsonl(folder / "hub" / "train-1.jsonl", texts[150:])
     names = ("t.jsonl", "t.txt", "crlf.txt", "t.jsonl.gz", "t.jsonl.zst", "t.parquet")
-    paths = {name: str(folder / name) for name in names}
-    paths["url"] = f"file://{folder}/t.jsonl"
-    paths["folder"] = str(folder / "hub")
-    paths["glob"] = str(folder / "hub" / "train-*.jsonl")
-    paths["hub"] = f"hf:{folder / 'hub'}"
-    return paths
+    return {name: str(folder / name) for name in names} | {
+        "url": f"file://{folder}/t.jsonl",
+        "folder": str(folder / "hub"),
+        "glob": str(folder / "hub" / "train-*.jsonl"),
+        "hub": f"hf:{folder / 'hub'}",
+    }
 
 
 def test_every_kind_of_input_gives_the_same_documents(tmp_path: Path, tokenizer: Tokenizer) -> None:
@@ -107,11 +82,10 @@ def test_pieces_of_any_size_lose_and_repeat_nothing(tmp_path: Path, tokenizer: T
     texts = make_texts(40)
     paths = [write_jsonl(tmp_path / "t.jsonl", texts), str(tmp_path / "t.txt")]
     (tmp_path / "t.txt").write_text("\n\n" + "\n\n\n".join(texts) + "\n\n", encoding="utf-8")
-    for number, part_bytes in enumerate((1, 7, 50, 51, 52, 333, 100_000)):
-        for path in paths:
-            output = tmp_path / f"out-{number}-{path[-3:]}"
-            prepare([path], str(output), tokenizer, PrepareOptions(part_bytes=part_bytes))
-            assert documents_of(output, tokenizer) == texts
+    for part_bytes, path in itertools.product((1, 7, 50, 51, 52, 333, 100_000), paths):
+        output = f"{path}-{part_bytes}"
+        prepare([path], output, tokenizer, PrepareOptions(part_bytes=part_bytes))
+        assert documents_of(output, tokenizer) == texts
 
 
 @pytest.mark.launches
@@ -155,8 +129,7 @@ def wait_until(condition: Callable[[], bool], what: str) -> None:
 def test_killed_and_started_again_equals_uninterrupted(
     tmp_path: Path, tokenizer: Tokenizer, workers: int
 ) -> None:
-    texts = make_texts(12_000)
-    path = write_jsonl(tmp_path / "t.jsonl", texts)
+    path = write_jsonl(tmp_path / "t.jsonl", make_texts(12_000))
     script = tmp_path / "run.py"
     script.write_text(LONG_RUN)
     output = tmp_path / "killed"
@@ -183,25 +156,21 @@ def test_killed_and_started_again_equals_uninterrupted(
     assert files_of(output) == files_of(tmp_path / "whole")
 
 
-def test_finished_work_is_not_repeated(tmp_path: Path, tokenizer: Tokenizer) -> None:
-    path = write_jsonl(tmp_path / "t.jsonl", make_texts())
-    output = tmp_path / "out"
-    first = prepare([path], str(output), tokenizer, SMALL)
-    times = {file: file.stat().st_mtime_ns for file in output.rglob("*.tokens")}
-    assert prepare([path], str(output), tokenizer, SMALL) == first
-    assert times == {file: file.stat().st_mtime_ns for file in output.rglob("*.tokens")}
-
-
-def test_lost_and_torn_shards_are_made_again(tmp_path: Path, tokenizer: Tokenizer) -> None:
+def test_finished_work_is_kept_and_lost_or_torn_shards_are_made_again(
+    tmp_path: Path, tokenizer: Tokenizer
+) -> None:
     path = write_jsonl(tmp_path / "t.jsonl", make_texts())
     output = tmp_path / "out"
     options = PrepareOptions(part_bytes=4000, validation_fraction=0.3)
-    prepare([path], str(output), tokenizer, options)
+    first = prepare([path], str(output), tokenizer, options)
+    times = {file: file.stat().st_mtime_ns for file in output.rglob("*.tokens")}
+    assert prepare([path], str(output), tokenizer, options) == first
+    assert times == {file: file.stat().st_mtime_ns for file in output.rglob("*.tokens")}
     whole = files_of(output)
     (output / "00001-000.tokens").unlink()
     torn = output / "validation" / "00002-000.tokens"
     torn.write_bytes(torn.read_bytes()[:-1])
-    prepare([path], str(output), tokenizer, options)
+    assert prepare([path], str(output), tokenizer, options) == first
     assert files_of(output) == whole
 
 
@@ -222,15 +191,11 @@ def test_validation_documents_are_no_training_documents(
 
 
 def test_output_may_be_a_url(tmp_path: Path, tokenizer: Tokenizer) -> None:
-    texts = make_texts()
-    path = write_jsonl(tmp_path / "t.jsonl", texts)
-    url = "memory://prepared/shards"
-    prepare([path], url, tokenizer, SMALL)
-    prepare([path], url, tokenizer, SMALL)
-    local = tmp_path / "local"
-    prepare([path], str(local), tokenizer, SMALL)
-    remote = TokenShards(url, cache_dir=tmp_path / "cache")
-    assert remote.digest == TokenShards(str(local)).digest
+    path = write_jsonl(tmp_path / "t.jsonl", make_texts())
+    url, local = "memory://prepared/shards", str(tmp_path / "local")
+    for output in (url, url, local):
+        prepare([path], output, tokenizer, SMALL)
+    assert TokenShards(url, cache_dir=tmp_path / "cache").digest == TokenShards(local).digest
 
 
 BAD_LINES: list[tuple[bytes, str]] = [
@@ -267,14 +232,12 @@ def test_bad_lines_are_named_or_counted(tmp_path: Path, tokenizer: Tokenizer) ->
         options = PrepareOptions(part_bytes=100, on_bad_line="skip", max_bad_lines=8)
         counts = prepare([str(everything)], output, tokenizer, options, workers)
         assert (counts.documents, counts.rejected_lines) == (60, 8)
-        assert [where for where, _ in counts.rejected] == [
-            f"{everything}:{n}" for n in range(31, 39)
-        ]
+        places = [where for where, _ in counts.rejected]
+        assert places == [f"{everything}:{n}" for n in range(31, 39)]
 
 
 def test_bad_text_and_rows_are_named(tmp_path: Path, tokenizer: Tokenizer) -> None:
-    text = tmp_path / "latin.txt"
-    text.write_bytes(b"fine\n\n" * 20 + b"a line\nna\xefve\n\nfine\n")
+    (tmp_path / "latin.txt").write_bytes(b"fine\n\n" * 20 + b"a line\nna\xefve\n\nfine\n")
     rows = ["fine"] * 50 + [None] + ["fine"] * 9
     table = pyarrow.table({"text": pyarrow.array(rows, pyarrow.string())})
     pyarrow.parquet.write_table(table, tmp_path / "rows.parquet", row_group_size=20)
@@ -282,16 +245,15 @@ def test_bad_text_and_rows_are_named(tmp_path: Path, tokenizer: Tokenizer) -> No
     pyarrow.parquet.write_table(pyarrow.table({"text": broken}), tmp_path / "utf8.parquet")
     (tmp_path / "hub").mkdir()
     write_jsonl(tmp_path / "hub" / "train.jsonl", ["fine", "fine"])
-    for number, (path, message) in enumerate([
-        ("latin.txt", r"latin.txt:42: is not UTF-8"),
-        ("rows.parquet", r"rows.parquet: row 51: field 'text' is null, not a text"),
-        ("utf8.parquet", r"utf8.parquet: row 2: is not UTF-8"),
-    ]):  # fmt: skip
+    in_body = PrepareOptions(TextOptions(field="body"))
+    for path, options, message in [
+        (f"{tmp_path}/latin.txt", SMALL, r"latin.txt:42: is not UTF-8"),
+        (f"{tmp_path}/rows.parquet", SMALL, r"row 51: field 'text' is null, not a text"),
+        (f"{tmp_path}/utf8.parquet", SMALL, r"utf8.parquet: row 2: is not UTF-8"),
+        (f"hf:{tmp_path}/hub", in_body, r"hub: file 1 of 1, row 1: has no field 'body', but text"),
+    ]:
         with pytest.raises(DataError, match=message):
-            prepare([str(tmp_path / path)], str(tmp_path / f"out{number}"), tokenizer, SMALL)
-    options = PrepareOptions(TextOptions(field="body"))
-    with pytest.raises(DataError, match=r"hub: file 1 of 1, row 1: has no field 'body', but text"):
-        prepare([f"hf:{tmp_path / 'hub'}"], str(tmp_path / "out-hub"), tokenizer, options)
+            prepare([path], f"{tmp_path}/out/{path[-5:]}", tokenizer, options)
 
 
 def test_empty_documents_are_left_out_and_counted(tmp_path: Path, tokenizer: Tokenizer) -> None:
@@ -312,15 +274,11 @@ def test_a_failed_start_does_not_bind_the_output(tmp_path: Path, tokenizer: Toke
 
 
 def test_another_run_on_the_same_output_is_refused(tmp_path: Path, tokenizer: Tokenizer) -> None:
-    from filelock import FileLock
-
     path = write_jsonl(tmp_path / "t.jsonl", ["one"])
-    (tmp_path / "out").mkdir()
-    with (
-        FileLock(tmp_path / "out" / ".lock"),
-        pytest.raises(DataError, match="another run is writing to it"),
-    ):
-        prepare([path], str(tmp_path / "out"), tokenizer, SMALL)
+    output = tmp_path / "out"
+    output.mkdir()
+    with FileLock(output / ".lock"), pytest.raises(DataError, match="another run is writing to it"):
+        prepare([path], str(output), tokenizer, SMALL)
 
 
 def test_wrong_options_are_named() -> None:
@@ -335,83 +293,3 @@ def test_wrong_options_are_named() -> None:
             PrepareOptions(**options)
     with pytest.raises(ConfigError, match="split_text: got 'lines'; allowed: blank-lines, none"):
         TextOptions(split_text="lines")
-
-
-def test_help_imports_neither_torch_nor_datasets() -> None:
-    script = (
-        "import sys, runpy; sys.argv = ['prepare_data.py', '--help']\n"
-        "try: runpy.run_path('tools/prepare_data.py', run_name='__main__')\n"
-        "except SystemExit: print(sorted({'torch', 'datasets', 'pyarrow'} & set(sys.modules)))"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True
-    )
-    assert done.stdout.startswith("usage: prepare_data.py")
-    assert done.stdout.endswith("[]\n")
-
-
-def test_the_tool_reports_and_resumes(tmp_path: Path) -> None:
-    path = write_jsonl(tmp_path / "t.jsonl", make_texts())
-    output = tmp_path / "out"
-    arguments = [path, "--output", output, "--train-tokenizer", 300, "--validation-fraction", 0.1]
-    for attempt in range(2):
-        done = run_tool(*arguments, "--workers", 2)
-        assert done.returncode == 0, done.stderr
-        assert "400 documents" in done.stdout
-        assert "0 rejected lines" in done.stdout
-        assert ("tokens (" in done.stdout) == (attempt == 0), "progress, where there is work"
-    tokenizer = load_tokenizer(path=str(output / "tokenizer.tiktoken"))
-    assert tokenizer.n_vocab == 300
-    train = documents_of(output, tokenizer)
-    validation = documents_of(output / "validation", tokenizer)
-    assert sorted(train + validation) == sorted(make_texts())
-
-
-def test_user_mistakes_end_with_one_line_and_exit_code_2(tmp_path: Path) -> None:
-    path = write_jsonl(tmp_path / "corpus.jsonl", make_texts(20))
-    (tmp_path / "empty.jsonl").write_text("")
-    (tmp_path / "broken.jsonl").write_text('{"text": "fine"}\n{"text": \n')
-    (tmp_path / "broken.parquet").write_bytes(b"PAR1 this is not parquet PAR1")
-    (tmp_path / "torn.jsonl.gz").write_bytes(gzip.compress(b'{"text": "x"}\n' * 999)[:-9])
-    harmed = bytearray(gzip.compress(b"".join(b'{"text": "%d"}\n' % n for n in range(9999))))
-    harmed[10:20] = b"\xff" * 10
-    (tmp_path / "harmed.jsonl.gz").write_bytes(harmed)
-    (tmp_path / "words.csv").write_text("a,b")
-    pyarrow.parquet.write_table(pyarrow.table({"n": [1]}), tmp_path / "n.parquet")
-    out = tmp_path / "out"
-    prepared = ["--output", out, "--tokenizer-name", "bytes"]
-    assert run_tool(path, *prepared).returncode == 0
-
-    fresh = ["--output", tmp_path / "fresh", "--tokenizer-name", "bytes"]
-    other = ["--output", tmp_path / "fresh"]
-    for arguments, message in [
-        ([tmp_path / "corpus.json", *fresh], "does not exist; beside it there is corpus.jsonl"),
-        (["some/dataset", *fresh], "write hf:some/dataset"),
-        ([tmp_path / "*.text", *fresh], "no file matches"),
-        ([tmp_path / "words.csv", *fresh], "is of no known kind"),
-        ([tmp_path / "empty.jsonl", *fresh], "empty.jsonl: is empty"),
-        ([tmp_path / "broken.jsonl", *fresh], "broken.jsonl:2: is not JSON: Expecting value"),
-        ([tmp_path / "broken.parquet", *fresh], "broken.parquet: cannot be read: "),
-        ([tmp_path / "torn.jsonl.gz", *fresh], "torn.jsonl.gz: cannot be read: Compressed"),
-        ([tmp_path / "harmed.jsonl.gz", *fresh], "harmed.jsonl.gz: cannot be read: Error -3"),
-        ([tmp_path / "n.parquet", *fresh], "has no column 'text', but n"),
-        ([tmp_path / "n.parquet", *fresh, "--field", "n"], "column 'n' holds int64, not text"),
-        (["nosuch://bucket/x.txt", *fresh], "nosuch://bucket/x.txt: cannot be reached"),
-        ([path, *other], "either tokenizer.name or tokenizer.path"),
-        ([path, *other, "--tokenizer-path", tmp_path / "no"], "no: cannot be read: No such file"),
-        ([path, *fresh, "--validation-fraction", 2], "validation_fraction: got 2.0"),
-        ([path, *prepared, "--field", "body"], "was made with other settings: field (text there"),
-        ([path, "--output", out, "--train-tokenizer", 290], "was made with other settings: token"),
-        ([path, path, *prepared], "was made with other settings: inputs"),
-        ([path, "--output", tmp_path / "empty.jsonl", "--tokenizer-name", "bytes"],
-         "empty.jsonl: cannot be written"),
-    ]:  # fmt: skip
-        done = run_tool(*arguments)
-        assert done.returncode == 2, done.stderr + done.stdout
-        assert done.stderr.startswith("error: ")
-        assert message in done.stderr
-        assert done.stderr.count("\n") == 1, "one line, no traceback"
-
-    write_jsonl(tmp_path / "corpus.jsonl", make_texts(21))
-    done = run_tool(path, *prepared)
-    assert (done.returncode, "the files behind the inputs" in done.stderr) == (2, True)

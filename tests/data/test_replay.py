@@ -10,8 +10,8 @@ from tests.streams.test_streams import SEQ_LEN, fact
 from titan_smf.config import sections
 from titan_smf.data.loader import TokenLoader, WeightedShards
 from titan_smf.data.replay import Replay
-from titan_smf.data.token_shards import ShardWriter, TokenShards, write_index
-from titan_smf.data.tokenizer import Tokenizer, load_tokenizer
+from titan_smf.data.token_shards import TokenShards, write_shards
+from titan_smf.data.tokenizer import Tokenizer
 from titan_smf.errors import CheckpointError
 from titan_smf.streams.loader import StreamLoader
 
@@ -20,17 +20,9 @@ Row = tuple[list[int], list[int], list[bool]]
 
 
 @pytest.fixture(scope="module")
-def tokenizer() -> Tokenizer:
-    return load_tokenizer("bytes")
-
-
-@pytest.fixture(scope="module")
 def background(tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> TokenShards:
     folder = str(tmp_path_factory.mktemp("background"))
-    writer = ShardWriter(folder, "00000", tokenizer)
-    for number in range(40):
-        writer.add(f"background {number}")
-    write_index(folder, tokenizer, writer.close())
+    write_shards(folder, tokenizer, [f"background {number}" for number in range(40)])
     return TokenShards(folder, tokenizer.fingerprint)
 
 

@@ -1,5 +1,6 @@
 """Token shards come back as written, and a torn, foreign or unfinished folder is noticed."""
 
+import base64
 import json
 import random
 import shutil
@@ -10,21 +11,14 @@ import fsspec
 import numpy as np
 import pytest
 
-from titan_smf.data.token_shards import ShardWriter, TokenShards, unigram_entropy, write_index
+from titan_smf.data.token_shards import TokenShards, unigram_entropy, write_shards
 from titan_smf.data.tokenizer import Tokenizer, load_tokenizer
 from titan_smf.errors import DataError
 
 
 @pytest.fixture(scope="module")
-def byte_tokenizer() -> Tokenizer:
-    return load_tokenizer("bytes")
-
-
-@pytest.fixture(scope="module")
 def wide_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
     """A vocabulary beyond 16 bits whose words have ids on both sides of the limit."""
-    import base64
-
     tokens = [bytes([value]) for value in range(256)]
     tokens += [b"%05d" % value for value in range(70_000)]
     lines = [base64.b64encode(token) + b" %d\n" % rank for rank, token in enumerate(tokens)]
@@ -33,39 +27,30 @@ def wide_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
     return load_tokenizer(path=str(path), pattern=r"[0-9]{5}|[\s\S]")
 
 
-def make_documents(seed: int, count: int = 60) -> list[str]:
+def make_documents(seed: int) -> list[str]:
     draws = random.Random(seed)
     return [
         " ".join(f"{draws.randrange(70_000):05d}" for _ in range(draws.randrange(1, 40)))
-        for _ in range(count)
+        for _ in range(60)
     ]
 
 
-def write_shards(
-    folder: str, tokenizer: Tokenizer, documents: list[str], shard_tokens: int = 300
-) -> None:
-    writer = ShardWriter(folder, "00000", tokenizer, shard_tokens)
-    for document in documents:
-        writer.add(document)
-    write_index(folder, tokenizer, writer.close())
-
-
 @pytest.fixture
-def folder(tmp_path: Path, byte_tokenizer: Tokenizer) -> Path:
-    write_shards(str(tmp_path / "shards"), byte_tokenizer, make_documents(0))
+def folder(tmp_path: Path, tokenizer: Tokenizer) -> Path:
+    write_shards(str(tmp_path / "shards"), tokenizer, make_documents(0), 300)
     return tmp_path / "shards"
 
 
 @pytest.mark.parametrize("shard_tokens", [1, 300, 1 << 20])
 def test_documents_and_stream_come_back(
-    tmp_path: Path, byte_tokenizer: Tokenizer, wide_tokenizer: Tokenizer, shard_tokens: int
+    tmp_path: Path, tokenizer: Tokenizer, wide_tokenizer: Tokenizer, shard_tokens: int
 ) -> None:
     documents = make_documents(1)
-    for tokenizer, width in ((byte_tokenizer, 2), (wide_tokenizer, 4)):
+    for used, width in ((tokenizer, 2), (wide_tokenizer, 4)):
         path = tmp_path / str(width)
-        write_shards(str(path), tokenizer, documents, shard_tokens)
-        shards = TokenShards(str(path), tokenizer.fingerprint)
-        expected = [tokenizer.encode(text, bos=True, eos=True) for text in documents]
+        write_shards(str(path), used, documents, shard_tokens)
+        shards = TokenShards(str(path), used.fingerprint)
+        expected = [used.encode(text, bos=True, eos=True) for text in documents]
         stream = [token for document in expected for token in document]
         assert (shards.num_documents, shards.num_tokens) == (len(documents), len(stream))
         assert [shards.document(i).tolist() for i in range(len(documents))] == expected
@@ -80,78 +65,63 @@ def test_documents_and_stream_come_back(
         shards.verify()
 
 
-def test_a_shard_is_laid_out_as_documented(tmp_path: Path, byte_tokenizer: Tokenizer) -> None:
-    write_shards(str(tmp_path / "s"), byte_tokenizer, ["ab", "c"])
+def test_a_shard_is_laid_out_as_documented(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    write_shards(str(tmp_path / "s"), tokenizer, ["ab", "c"])
     content = (tmp_path / "s" / "00000-000.tokens").read_bytes()
     assert content[:8] == b"TSMFTOK1"
     length = int.from_bytes(content[8:16], "little")
     header = json.loads(content[16 : 16 + length])
     assert (header["documents"], header["tokens"], header["dtype"]) == (2, 7, "uint16")
-    assert header["tokenizer"]["fingerprint"] == byte_tokenizer.fingerprint
+    assert header["tokenizer"]["fingerprint"] == tokenizer.fingerprint
     payload = content[-(16 + length) // 64 * -64 :]
     assert np.frombuffer(payload[:24], "<i8").tolist() == [0, 4, 7]
     assert np.frombuffer(payload[24:], "<u2").tolist() == [256, 97, 98, 257, 256, 99, 257]
 
 
 def test_same_documents_give_the_same_bytes(
-    folder: Path, tmp_path: Path, byte_tokenizer: Tokenizer
+    folder: Path, tmp_path: Path, tokenizer: Tokenizer
 ) -> None:
     again = tmp_path / "again"
-    write_shards(str(again), byte_tokenizer, make_documents(0))
+    write_shards(str(again), tokenizer, make_documents(0), 300)
     names = sorted(path.name for path in folder.iterdir())
     assert names == sorted(path.name for path in again.iterdir())
     assert all((folder / name).read_bytes() == (again / name).read_bytes() for name in names)
     assert TokenShards(str(again)).digest == TokenShards(str(folder)).digest
     other = tmp_path / "other"
-    write_shards(str(other), byte_tokenizer, make_documents(3))
+    write_shards(str(other), tokenizer, make_documents(3), 300)
     assert TokenShards(str(other)).digest != TokenShards(str(folder)).digest
 
 
-def truncate(folder: Path) -> None:
-    path = folder / "00000-001.tokens"
-    path.write_bytes(path.read_bytes()[:-2])
-
-
-def delete_shard(folder: Path) -> None:
-    (folder / "00000-001.tokens").unlink()
-
-
-def cut_index(folder: Path) -> None:
-    path = folder / "index.json"
-    path.write_bytes(path.read_bytes()[:-40])
-
-
-def foreign_index(folder: Path) -> None:
-    (folder / "index.json").write_text('{"weight_map": {}}')
-
-
-def newer_index(folder: Path) -> None:
-    path = folder / "index.json"
-    path.write_text(path.read_text().replace('"version": 1', '"version": 9'))
-
-
-def unfinished(folder: Path) -> None:
-    (folder / "index.json").rename(folder / "plan.json")
-
-
-def no_shards(folder: Path) -> None:
-    (folder / "index.json").unlink()
+def edit(name: str, change: Callable[[bytes], bytes]) -> Callable[[Path], object]:
+    return lambda folder: (folder / name).write_bytes(change((folder / name).read_bytes()))
 
 
 @pytest.mark.parametrize(
     ("harm", "message"),
     [
-        (truncate, "00000-001.tokens: it has [0-9]+ bytes instead of"),
-        (delete_shard, "00000-001.tokens: it is missing"),
-        (cut_index, "index.json: is damaged"),
-        (foreign_index, "index.json: is no index of token shards"),
-        (newer_index, "format version 9, this program reads 1"),
-        (unfinished, "is not finished; run tools/prepare_data.py again .* to resume"),
-        (no_shards, "holds no token shards; make them with tools/prepare_data.py"),
+        (
+            edit("00000-001.tokens", lambda content: content[:-2]),
+            "01.tokens: it has [0-9]+ bytes instead of",
+        ),
+        (lambda folder: (folder / "00000-001.tokens").unlink(), "00000-001.tokens: it is missing"),
+        (edit("index.json", lambda content: content[:-40]), "index.json: is damaged"),
+        (edit("index.json", lambda _: b'{"weight_map": {}}'), "json: is no index of token shards"),
+        (
+            edit("index.json", lambda content: content.replace(b'"version": 1', b'"version": 9')),
+            "format version 9, this program reads 1",
+        ),
+        (
+            lambda folder: (folder / "index.json").rename(folder / "plan.json"),
+            "is not finished; run tools/prepare_data.py again .* to resume",
+        ),
+        (
+            lambda folder: (folder / "index.json").unlink(),
+            "holds no token shards; make them with tools/prepare_data.py",
+        ),
     ],
 )
 def test_opening_a_harmed_folder_fails(
-    folder: Path, harm: Callable[[Path], None], message: str
+    folder: Path, harm: Callable[[Path], object], message: str
 ) -> None:
     harm(folder)
     with pytest.raises(DataError, match=message) as raised:
@@ -160,30 +130,28 @@ def test_opening_a_harmed_folder_fails(
 
 
 def test_a_flipped_bit_is_found_by_verify(folder: Path) -> None:
-    path = folder / "00000-001.tokens"
-    content = bytearray(path.read_bytes())
-    content[-3] ^= 1
-    path.write_bytes(content)
+    flip = edit("00000-001.tokens", lambda c: c[:-3] + bytes([c[-3] ^ 1]) + c[-2:])
+    flip(folder)
     with pytest.raises(DataError, match=r"00000-001.tokens: its content does not match its hash"):
         TokenShards(str(folder)).verify()
 
 
 def test_a_shard_of_another_folder_is_noticed_when_read(
-    tmp_path: Path, byte_tokenizer: Tokenizer
+    tmp_path: Path, tokenizer: Tokenizer
 ) -> None:
     for name, document in (("a", "one"), ("b", "two")):
-        write_shards(str(tmp_path / name), byte_tokenizer, [document])
+        write_shards(str(tmp_path / name), tokenizer, [document])
     shutil.copy(tmp_path / "b" / "00000-000.tokens", tmp_path / "a" / "00000-000.tokens")
     with pytest.raises(DataError, match="its header does not match the index"):
         TokenShards(str(tmp_path / "a")).tokens(0, 1)
 
 
 def test_another_tokenizer_is_refused_by_both_names(
-    folder: Path, byte_tokenizer: Tokenizer, wide_tokenizer: Tokenizer
+    folder: Path, tokenizer: Tokenizer, wide_tokenizer: Tokenizer
 ) -> None:
     with pytest.raises(DataError) as raised:
         TokenShards(str(folder), wide_tokenizer.fingerprint)
-    for part in (str(folder), byte_tokenizer.fingerprint, wide_tokenizer.fingerprint):
+    for part in (str(folder), tokenizer.fingerprint, wide_tokenizer.fingerprint):
         assert part in str(raised.value)
 
 
@@ -193,13 +161,13 @@ def test_a_missing_folder_suggests_names_like_it(folder: Path) -> None:
 
 
 def test_remote_shards_are_copied_once_and_read_alike(
-    folder: Path, tmp_path: Path, byte_tokenizer: Tokenizer
+    folder: Path, tmp_path: Path, tokenizer: Tokenizer
 ) -> None:
     url = "memory://bucket/remote-shards"
-    write_shards(url, byte_tokenizer, make_documents(0))
+    write_shards(url, tokenizer, make_documents(0), 300)
     local = TokenShards(str(folder))
     for _ in range(2):
-        remote = TokenShards(url, byte_tokenizer.fingerprint, tmp_path / "cache")
+        remote = TokenShards(url, tokenizer.fingerprint, tmp_path / "cache")
         assert remote.digest == local.digest
         assert (remote.tokens(0, 900) == local.tokens(0, 900)).all()
     memory = fsspec.filesystem("memory")
@@ -210,11 +178,9 @@ def test_remote_shards_are_copied_once_and_read_alike(
     assert TokenShards(f"file://{folder}").digest == local.digest
 
 
-def test_a_remote_shard_damaged_on_the_way_is_refused(
-    tmp_path: Path, byte_tokenizer: Tokenizer
-) -> None:
+def test_a_remote_shard_damaged_on_the_way_is_refused(tmp_path: Path, tokenizer: Tokenizer) -> None:
     url = "memory://bucket/damaged-shards"
-    write_shards(url, byte_tokenizer, make_documents(0))
+    write_shards(url, tokenizer, make_documents(0), 300)
     memory = fsspec.filesystem("memory")
     content = bytearray(memory.cat("/bucket/damaged-shards/00000-000.tokens"))
     content[-1] ^= 1
@@ -226,8 +192,8 @@ def test_a_remote_shard_damaged_on_the_way_is_refused(
     TokenShards(url, cache_dir=tmp_path / "cache").verify()
 
 
-def test_a_folder_without_tokens_is_refused(tmp_path: Path, byte_tokenizer: Tokenizer) -> None:
-    write_shards(str(tmp_path / "empty"), byte_tokenizer, [])
+def test_a_folder_without_tokens_is_refused(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    write_shards(str(tmp_path / "empty"), tokenizer, [])
     with pytest.raises(DataError, match="holds no tokens"):
         TokenShards(str(tmp_path / "empty"))
 

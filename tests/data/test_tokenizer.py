@@ -31,32 +31,27 @@ CORPUS = [f"The {a} {b} {c}s, doesn't it? {n}\n" for n, (a, b, c) in enumerate(
 )]  # fmt: skip
 
 
+SINGLE_BYTES = [bytes([value]) for value in range(256)]
+
+
 def write_ranks(path: Path, tokens: list[bytes]) -> str:
     lines = [base64.b64encode(token) + b" %d\n" % rank for rank, token in enumerate(tokens)]
     path.write_bytes(b"".join(lines))
     return str(path)
 
 
-def single_bytes() -> list[bytes]:
-    return [bytes([value]) for value in range(256)]
-
-
-def llama3_sized_tokens() -> list[bytes]:
-    others = (value.to_bytes(3, "big") for value in range(128_000 - 256))
-    return [*single_bytes(), *others]
-
-
 @pytest.fixture(scope="module")
 def rank_file(tmp_path_factory: pytest.TempPathFactory) -> str:
-    path = tmp_path_factory.mktemp("ranks") / "small.tiktoken"
-    train_rank_file(CORPUS, 320, str(path))
-    return str(path)
+    path = str(tmp_path_factory.mktemp("ranks") / "small.tiktoken")
+    train_rank_file(CORPUS, 320, path)
+    return path
 
 
 @pytest.fixture(scope="module")
 def llama3_file(tmp_path_factory: pytest.TempPathFactory) -> str:
     path = tmp_path_factory.mktemp("ranks") / "llama3.tiktoken"
-    return write_ranks(path, llama3_sized_tokens())
+    others = (value.to_bytes(3, "big") for value in range(128_000 - 256))
+    return write_ranks(path, [*SINGLE_BYTES, *others])
 
 
 def all_tokenizers(rank_file: str) -> Iterator[Tokenizer]:
@@ -103,10 +98,11 @@ def test_llama3_has_its_256_special_tokens_in_their_places(llama3_file: str) -> 
     tokenizer = load_tokenizer(path=llama3_file, pattern="llama3")
     assert tokenizer.n_vocab == 128_256
     assert (tokenizer.bos_id, tokenizer.eos_id) == (128_000, 128_001)
-    named = {128_004: "finetune_right_pad_id", 128_006: "start_header_id", 128_009: "eot_id"}
-    named |= {128_007: "end_header_id", 128_255: "reserved_special_token_247"}
-    for token, name in named.items():
-        assert tokenizer.decode([token]) == f"<|{name}|>"
+    assert tokenizer.decode([128_004, 128_255]) == (
+        "<|finetune_right_pad_id|><|reserved_special_token_247|>"
+    )
+    named = [128_006, 128_007, 128_009]
+    assert tokenizer.decode(named) == "<|start_header_id|><|end_header_id|><|eot_id|>"
 
 
 def test_llama3_file_without_its_pattern_is_refused(llama3_file: str) -> None:
@@ -130,10 +126,8 @@ def test_fingerprint_changes_with_anything_and_only_then(rank_file: str, tmp_pat
     assert same.fingerprint == load_tokenizer(path=str(copied)).fingerprint
 
     fingerprints = [tokenizer.fingerprint for tokenizer in all_tokenizers(rank_file)]
-    tokens = [*single_bytes(), b"ab", b"cd"]
-    swapped = [*single_bytes(), b"cd", b"ab"]
-    for number, ranks in enumerate((tokens, swapped, tokens[:-1], [*tokens[:-1], b"ce"])):
-        path = write_ranks(tmp_path / str(number), ranks)
+    for number, more in enumerate(([b"ab", b"cd"], [b"cd", b"ab"], [b"ab"], [b"ab", b"ce"])):
+        path = write_ranks(tmp_path / str(number), [*SINGLE_BYTES, *more])
         fingerprints.append(load_tokenizer(path=path).fingerprint)
     assert len(set(fingerprints)) == len(fingerprints)
 
@@ -156,9 +150,7 @@ def test_trained_merges_are_those_of_byte_pair_encoding(rank_file: str) -> None:
     merges = []
     for rank in range(256, len(tokens)):
         lower = {token: i for i, token in enumerate(tokens[:rank])}
-        encoding = tiktoken.Encoding(
-            "lower", pat_str=r"[\s\S]+", mergeable_ranks=lower, special_tokens={}
-        )
+        encoding = tiktoken.Encoding("", pat_str="", mergeable_ranks=lower, special_tokens={})
         parts = encoding._encode_single_piece(tokens[rank])
         assert len(parts) == 2, "a token is the merge of two earlier ones"
         merges.append((tokens[parts[0]].decode(), tokens[parts[1]].decode()))

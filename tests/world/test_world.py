@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from titan_smf.commands import make_world
+from titan_smf.commands.entry import exit_code
 from titan_smf.data.tokenizer import load_tokenizer, train_rank_file
 from titan_smf.errors import ConfigError
 from titan_smf.streams.records import Document, Fact, read_records
@@ -181,19 +183,14 @@ def test_worlds_of_any_size_can_be_made() -> None:
         World(1, 9)
 
 
-def make_world(output: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(ROOT / "tools/make_world.py"), str(output), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-
-
 def test_make_world_writes_the_same_bytes_and_streams_that_can_be_read(tmp_path: Path) -> None:
-    tiny = ("--seed", 7, "--facts", 40, "--new-facts", 10, "--tuning-facts", 5, "--statements", 12)
-    done = make_world(tmp_path, *tiny)
-    assert done.returncode == 0, done.stderr
+    sizes = "--seed 7 --facts 40 --new-facts 10 --tuning-facts 5 --statements 12"
+    command = [sys.executable, str(ROOT / "tools/make_world.py"), str(tmp_path), *sizes.split()]
+    printed = subprocess.check_output(command, text=True, timeout=60)
     names = ["train", "validation", "documents", *FACT_SETS]
     paths = [tmp_path / f"{name}.jsonl" for name in names]
-    assert [line.split(": ")[0] for line in done.stdout.splitlines()] == list(map(str, paths))
-    assert "new_facts.jsonl: 10 facts, " in done.stdout
+    assert [line.split(": ")[0] for line in printed.splitlines()] == list(map(str, paths))
+    assert "new_facts.jsonl: 10 facts, " in printed
     contents = [path.read_bytes() for path in paths]
     assert hashlib.sha256(b"\0".join(contents)).hexdigest() == STREAMS_SHA256
 
@@ -208,18 +205,20 @@ def test_make_world_writes_the_same_bytes_and_streams_that_can_be_read(tmp_path:
     assert train == list(world.documents())
 
 
-def test_make_world_names_settings_that_cannot_be_used(tmp_path: Path) -> None:
-    for arguments, message in [
-        (("--statements", 0), "--statements: got 0; allowed: 1 or more"),
-        (("--statements", 10_000), "statements: got 1000"),
-        (("--facts", 3), "at least 10 facts"),
-        (("--new-facts", -1), "at least 10 facts and 0 new facts"),
-        (("--tuning-facts", -1), "and 0 new facts and tuning facts"),
+def test_make_world_names_settings_that_cannot_be_used(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for option, value, message in [
+        ("--statements", "0", "--statements: got 0; allowed: 1 or more"),
+        ("--statements", "10000", "statements: got 1000"),
+        ("--facts", "3", "at least 10 facts"),
+        ("--new-facts", "-1", "at least 10 facts and 0 new facts"),
+        ("--tuning-facts", "-1", "and 0 new facts and tuning facts"),
     ]:
-        done = make_world(tmp_path / "out", *arguments)
-        assert done.returncode == 2
-        assert done.stderr.startswith("error: ")
-        assert message in done.stderr
+        assert exit_code(make_world.main, [str(tmp_path / "out"), option, value]) == 2
+        error = capsys.readouterr().err
+        assert error.startswith("error: ")
+        assert message in error
         assert not (tmp_path / "out").exists()
 
 
