@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from titan_smf.data import packing
-from titan_smf.data.loader import TokenLoader, WeightedShards, validation_batches
+from titan_smf.data.loader import Batch, TokenLoader, WeightedShards, validation_batches
 from titan_smf.data.sources import open_source
 from titan_smf.data.token_shards import TokenShards, write_shards
 from titan_smf.data.tokenizer import Tokenizer, load_tokenizer, train_rank_file
@@ -48,19 +48,22 @@ def loader(
     return TokenLoader(sources, SEQ_LEN, batch_size, rank, num_ranks, seed)
 
 
+def samples_of(batch: Batch) -> list[Sample]:
+    """The samples of a batch, without surplus rows."""
+    inputs, labels = batch[0]["input"], batch[1]
+    assert inputs.dtype == labels.dtype == torch.int64
+    assert inputs.shape == labels.shape == (len(labels), SEQ_LEN)
+    used = (labels != -100).all(dim=1)
+    assert (labels[~used] == -100).all()
+    assert (inputs[used, 1:] == labels[used, :-1]).all()
+    return [tuple(row) for row in torch.cat([inputs, labels[:, -1:]], dim=1)[used].tolist()]
+
+
 def take(loaders: list[TokenLoader], num_batches: int) -> list[Sample]:
     """The samples of the next batches of all ranks, in global order."""
-    iterators = [iter(each) for each in loaders]
-    samples = []
-    for _ in range(num_batches):
-        for iterator in iterators:
-            inputs, labels = next(iterator)
-            assert inputs["input"].dtype == labels.dtype == torch.int64
-            assert inputs["input"].shape == labels.shape == (*labels.shape[:1], SEQ_LEN)
-            rows = torch.cat([inputs["input"], labels[:, -1:]], dim=1).tolist()
-            assert (inputs["input"][:, 1:] == labels[:, :-1]).all()
-            samples += [tuple(row) for row in rows]
-    return samples
+    ranks = [iter(each) for each in loaders]
+    batches = [next(rank) for _ in range(num_batches) for rank in ranks]
+    return [sample for batch in batches for sample in samples_of(batch)]
 
 
 def all_windows(shards: TokenShards) -> list[Sample]:
@@ -220,20 +223,14 @@ def test_validation_samples_do_not_depend_on_the_ranks(sources: list[WeightedSha
         expected = min(num_samples or len(windows), len(windows))
         seen = []
         for num_ranks, batch_size in ((1, 5), (2, 5), (3, 2), (4, 3)):
-            samples: list[Sample] = []
             ranks = [
                 list(validation_batches(shards, SEQ_LEN, batch_size, rank, num_ranks, num_samples))
                 for rank in range(num_ranks)
             ]
             assert len(set(map(len, ranks))) == 1, "every rank does the same number of iterations"
-            for batches in ranks:
-                for inputs, labels in batches:
-                    assert inputs["input"].shape == labels.shape == (batch_size, SEQ_LEN)
-                    used = (labels != -100).all(dim=1)
-                    assert (labels[~used] == -100).all()
-                    rows = torch.cat([inputs["input"], labels[:, -1:]], dim=1)[used]
-                    samples += [tuple(row) for row in rows.tolist()]
-            seen.append(sorted(samples))
+            batches = [batch for batches in ranks for batch in batches]
+            assert all(len(labels) == batch_size for _, labels in batches)
+            seen.append(sorted(sample for batch in batches for sample in samples_of(batch)))
         assert len(seen[0]) == expected
         assert set(seen[0]) <= set(windows)
         if num_samples == 24:

@@ -164,17 +164,16 @@ def check_same_position(here: dict[str, Any], saved: dict[str, Any], what: str) 
 
 
 class NoData:
-    """The loader of a process that does not train: it yields nothing and has no position."""
+    """The loader of a process that does not train: no batches and no position."""
 
     def __iter__(self) -> Iterator[Batch]:
         return iter(())
 
     def state_dict(self) -> dict[str, Any]:
-        """Nothing."""
         return {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Nothing."""
+        pass
 
 
 def validation_batches(
