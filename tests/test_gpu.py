@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.training.test_training import ROOT, SHORT, arguments, metrics
+from tests.support.training_runs import CONFIGS, SHORT, arguments, metrics
 from titan_smf.model.value_table import ValueTable
 
 pytestmark = pytest.mark.gpu
@@ -48,8 +48,11 @@ def test_training_gives_the_cpus_losses(
     name: str, precision: str, rounding: float, tmp_path: Path
 ) -> None:
     for device, visible in (("cpu", ""), ("gpu", os.environ.get("CUDA_VISIBLE_DEVICES", "0"))):
-        settings = SHORT | {"training.mixed_precision_param": precision}
-        words = arguments(tmp_path / device, settings, ROOT / f"train_configs/{name}.toml")
+        settings = SHORT | {
+            "job.config": CONFIGS / f"{name}.toml",
+            "training.mixed_precision_param": precision,
+        }
+        words = arguments(tmp_path / device, settings)
         subprocess.run(
             [sys.executable, "-m", "titan_smf.train", *words],
             env=os.environ | {"CUDA_VISIBLE_DEVICES": visible},

@@ -75,6 +75,13 @@ def from_all_ranks(value: Any, group: dist.ProcessGroup | None = None) -> list[A
     return values
 
 
+def on_any_rank(here: bool, device: torch.device) -> bool:
+    """Whether `here` is true on any rank. Collective."""
+    anywhere = torch.tensor(int(here), device=device)
+    dist.all_reduce(anywhere)
+    return bool(anywhere.item())
+
+
 def format_duration(seconds: float) -> str:
     """Format a duration as `1:02:03` or `2:03`."""
     minutes, rest = divmod(round(seconds), 60)

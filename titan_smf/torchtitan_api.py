@@ -96,7 +96,7 @@ _prepare_torchtitan()
 import torchtitan.config.job_config as titan_sections
 from torchtitan.config import JobConfig as TitanJobConfig
 
-# model/llama.py: the blocks of the Llama, which ours subclass
+# model/args.py, model/llama.py: the sizes and blocks of the Llama, which ours extend
 from torchtitan.models.llama3.model.args import TransformerModelArgs
 from torchtitan.models.llama3.model.model import (
     Attention,

@@ -15,8 +15,7 @@ import torch
 
 from tests.support.launch import run_on_ranks
 from tests.support.report_runs import SPARSE, notes, report, scores, table, write_run
-from tests.training.test_sparse_memory import CONFIG, count, learn
-from tests.training.test_training import EXACT, ROOT, arguments, train
+from tests.support.training_runs import EXACT, ROOT, SPARSE_FT, arguments, count, train
 from titan_smf.analysis import access_report
 from titan_smf.analysis.coloured_texts import coloured_texts
 from titan_smf.analysis.entity_spans import entity_tokens, names_in, pieces
@@ -53,7 +52,7 @@ def analyse(rank: int, ranks: int, folder: str, runs: dict[str, dict[str, Any]])
     from titan_smf.training.trainer import run
 
     for name, settings in runs.items():
-        config = analysis_config(load_config(arguments(Path(folder) / name, settings, CONFIG)))
+        config = analysis_config(load_config(arguments(Path(folder) / name, SPARSE_FT | settings)))
         check(config, ranks)
         assert run(config, analyse_accesses) == 0
 
@@ -67,7 +66,7 @@ def prepare(rank: int, ranks: int, folder: str) -> None:
         count(rank, ranks, f"{folder}/idf {name}", model | EXACT | counted | {"debug.seed": 3})
     analyse(rank, ranks, f"{folder}/1", runs_of(folder))
     sparse = runs_of(folder)["one layer"] | {"training.steps": 5, "evaluation.sets": "[]"}
-    learn(rank, ranks, folder, {"learned": sparse})
+    train(rank, ranks, folder, {"learned": SPARSE_FT | sparse})
     for name in MODELS:
         expected = plain_analysis(folder, name)
         (Path(folder) / f"plain {name}.json").write_text(json.dumps(expected))
@@ -106,7 +105,7 @@ def plain_analysis(folder: str, name: str) -> dict[str, Any]:
     from titan_smf.config.job import load_config
     from titan_smf.training.trainer import Trainer
 
-    words = arguments(Path(folder) / "plain", runs_of(folder)[name], CONFIG)
+    words = arguments(Path(folder) / "plain", SPARSE_FT | runs_of(folder)[name])
     config = analysis_config(load_config(words))
     trainer = Trainer(config)
     trainer.load_weights(config.checkpoint.initial_load_path or "")
@@ -355,13 +354,13 @@ def test_what_is_missing_is_named(key: str, tmp_path: Path) -> None:
     given = {"stream.path": WORLD, "selection.idf_path": "i", "checkpoint.initial_load_path": "c"}
     given |= {key: "[]" if key == "memory.layers" else ""}
     with pytest.raises(ConfigError, match=f"^command line: {key}: got"):
-        analysis_config(load_config(arguments(tmp_path, given, CONFIG)))
+        analysis_config(load_config(arguments(tmp_path, SPARSE_FT | given)))
 
 
 def test_the_tool_ends_with_one_message_and_code_2(tmp_path: Path) -> None:
     words = [sys.executable, str(ROOT / "tools/analyse_accesses.py")]
     given = {"selection.idf_path": "nowhere", "checkpoint.initial_load_path": "nowhere"}
-    words += arguments(tmp_path, given, CONFIG)
+    words += arguments(tmp_path, SPARSE_FT | given)
     result = subprocess.run(words, capture_output=True, text=True, timeout=120)
     assert result.returncode == 2
     assert result.stderr == (

@@ -13,7 +13,7 @@ from torch.distributed.tensor import Shard, distribute_tensor
 
 from tests.support.launch import run_on_ranks
 from tests.support.patch_runs import State
-from tests.training.test_training import SHORT, metrics, train
+from tests.support.training_runs import SHORT, metrics, train
 from titan_smf.checkpoint.checkpointer import (
     LAST,
     MANIFEST,

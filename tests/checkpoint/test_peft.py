@@ -1,15 +1,14 @@
 """The adapters of a run load in PEFT and do there what they do here."""
 
 from pathlib import Path
-from typing import Any
 
 import torch
 from peft import PeftModel
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from tests.support.launch import run_on_ranks
-from tests.training.test_baselines import DENSE, FULL, LORA, SHORT, TOKENS, build, learn, logits
-from tests.training.test_sparse_memory import weights
+from tests.support.training_runs import DENSE, FULL_FT, LORA_FT, build, train, weights
+from tests.training.test_baselines import SHORT, TOKENS, logits
 
 HEADS, KV_HEADS = 4, 2
 MODEL = DENSE | {"model.n_kv_heads": KV_HEADS}
@@ -32,12 +31,12 @@ HF_NAMES = {
 def learn_and_look(rank: int, ranks: int, folder: str, targets: list[str]) -> list[torch.Tensor]:
     """The logits of a base, and of it with the adapters that runs with these targets have left."""
     base = Path(folder) / "base"
-    learn(rank, ranks, folder, {"base": (FULL, SHORT | MODEL | {"optimizer.lr": 0.01})})
+    train(rank, ranks, folder, {"base": SHORT | FULL_FT | MODEL | {"optimizer.lr": 0.01}})
     found = []
     for name in targets:
-        settings: dict[str, Any] = SHORT | MODEL | {"lora.targets": name, "optimizer.lr": 0.01}
+        settings = SHORT | LORA_FT | MODEL | {"lora.targets": name, "optimizer.lr": 0.01}
         settings["checkpoint.initial_load_path"] = str(base)
-        trainer = build(LORA, settings, Path(folder) / name)
+        trainer = build(Path(folder) / name, settings)
         trainer.restore()
         before = logits(trainer)
         trainer.train()

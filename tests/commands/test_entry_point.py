@@ -7,7 +7,7 @@ from contextlib import redirect_stderr
 from pathlib import Path
 
 from tests.support.launch import run_on_ranks
-from tests.training.test_training import CONFIG
+from tests.support.training_runs import CONFIG
 
 TRAIN = ["-m", "titan_smf.train", "--job.config", str(CONFIG)]
 

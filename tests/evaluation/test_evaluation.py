@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.support.launch import run_on_ranks
-from tests.training.test_training import CONFIG, EXACT, HSDP, ROOT, arguments, metrics
+from tests.support.training_runs import CONFIG, EXACT, HSDP, ROOT, arguments, metrics
 
 WORLD = "synthetic:world?facts=300&new_facts=40"
 HELLASWAG = [

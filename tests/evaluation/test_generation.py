@@ -30,7 +30,8 @@ def evaluated(ranks: int, replicas: int = 1, **sizes: Any) -> Any:
 
     from titan_smf.data.tokenizer import load_tokenizer
     from titan_smf.evaluation.evaluated_model import EvaluatedModel
-    from titan_smf.model.llama import FLAVORS, MemoryLlama
+    from titan_smf.model.args import FLAVORS
+    from titan_smf.model.llama import MemoryLlama
 
     args = copy.deepcopy(FLAVORS["debug"])
     args.vocab_size, args.max_seq_len, args.memory.value_dtype = 320, 96, "float64"

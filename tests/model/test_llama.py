@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from tests.support.launch import run_on_ranks
-from titan_smf.model.llama import FLAVORS, MemoryLlama, MemoryLlamaArgs, parameter_counts
+from titan_smf.model.args import FLAVORS, MemoryLlamaArgs
+from titan_smf.model.llama import MemoryLlama
 
 
 def sized(flavor: str, **memory: object) -> MemoryLlamaArgs:
@@ -25,7 +26,7 @@ def built(args: MemoryLlamaArgs) -> MemoryLlama:
 def test_the_paper_model_has_the_papers_sizes() -> None:
     args = copy.deepcopy(FLAVORS["1.3B"])
     args.vocab_size = 128256
-    counts = parameter_counts(built(args))
+    counts = args.parameter_counts(built(args))
     dim, ffn, layers = 2048, 8192, 22
     attention, feed_forward, norms = 4 * dim**2, 3 * dim * ffn, 2 * dim
     query, keys, gates = dim * 4 * 512, 4 * 2 * 1024 * 256, 2 * dim * 1024
@@ -39,7 +40,7 @@ def test_flops_count_what_a_token_uses() -> None:
     args = sized("debug", layers=[1, 2])
     model = built(args)
     _, flops = args.get_nparams_and_flops(model, seq_len=32)
-    counts = parameter_counts(model)
+    counts = args.parameter_counts(model)
     table = 96**2 * 64
     assert counts.total - counts.active == table - 2 * 4 * 8 * 64  # shared: one table, read twice
     scores_and_mixing = 6 * 4 * 2 * 64 * 32

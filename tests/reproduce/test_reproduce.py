@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.support.launch import run_on_ranks
-from tests.training.test_training import ROOT
+from tests.support.training_runs import ROOT
 from titan_smf.config.checks import check
 from titan_smf.errors import ConfigError, DataError
 from titan_smf.reproduce.plan import Plan, given_settings, read_plan

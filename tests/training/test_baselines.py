@@ -10,17 +10,25 @@ import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 
 from tests.support.launch import run_on_ranks
-from tests.training.test_sparse_memory import selections, weights
-from tests.training.test_training import EXACT, HSDP, ROOT, arguments, metrics
+from tests.support.training_runs import (
+    DENSE,
+    EXACT,
+    FULL_FT,
+    HSDP,
+    LORA_FT,
+    SPARSE_FT,
+    Settings,
+    build,
+    metrics,
+    selections,
+    train,
+    weights,
+)
 from titan_smf.checkpoint.merge_adapters import merge_adapters
 from titan_smf.checkpoint.peft_format import ADAPTER_FILE, CONFIG_FILE
 from titan_smf.errors import CheckpointError
 
-FULL = "debug_full_ft"
-LORA = "debug_lora_ft"
-SPARSE = "debug_sparse_ft"
-DENSE = {"memory.layers": "[]"}
-SHORT: dict[str, Any] = EXACT | {
+SHORT: Settings = EXACT | {
     "training.steps": 4,
     "training.seq_len": 96,
     "checkpoint.interval": 2,
@@ -28,41 +36,28 @@ SHORT: dict[str, Any] = EXACT | {
     "stream.epochs": 2,
     "metrics.enable_tensorboard": "false",
 }
-REPLAY = {
+REPLAY: Settings = {
     "replay.share": 0.25,
     "replay.sources": '[{path = "synthetic:world?facts=300&new_facts=2"}]',
 }
-BASES: dict[str, tuple[str, dict[str, Any]]] = {"base": (FULL, {}), "dense base": (FULL, DENSE)}
-RUNS: dict[str, tuple[str, dict[str, Any]]] = {
-    "full": (FULL, {}),
-    "full dense": (FULL, DENSE),
-    "values": (FULL, {"finetune.method": "values"}),
-    "lora": (LORA, REPLAY),
-    "lora two maps": (LORA, {"lora.targets": "wv,w2", "activation_checkpoint.mode": "full"}),
-    "lora attention dense": (LORA, DENSE | {"lora.targets": "attention"}),
-    "sparse replay": (SPARSE, REPLAY | {"lr_scheduler.decay_ratio": 0.0}),
+BASES: dict[str, Settings] = {"base": FULL_FT, "dense base": FULL_FT | DENSE}
+RUNS: dict[str, Settings] = {
+    "full": FULL_FT,
+    "full dense": FULL_FT | DENSE,
+    "values": FULL_FT | {"finetune.method": "values"},
+    "lora": LORA_FT | REPLAY,
+    "lora two maps": LORA_FT | {"lora.targets": "wv,w2", "activation_checkpoint.mode": "full"},
+    "lora attention dense": LORA_FT | DENSE | {"lora.targets": "attention"},
+    "sparse replay": SPARSE_FT | REPLAY | {"lr_scheduler.decay_ratio": 0.0},
 }
 RUNS_OF_TEXTS = ("sparse replay", "sparse texts")  # with and without replay between the texts
 RESUMED = ("full", "lora", "sparse replay")
 TOKENS = torch.arange(2 * 40).view(2, 40) % 250
 
 
-def settings_of(name: str, bases: Path) -> dict[str, Any]:
-    settings = SHORT | RUNS[name][1]
+def settings_of(name: str, bases: Path) -> Settings:
     base = bases / ("dense base" if "dense" in name else "base")
-    return settings | {"checkpoint.initial_load_path": str(base)}
-
-
-def build(config_name: str, settings: dict[str, Any], folder: Path) -> Any:
-    """A trainer."""
-    from titan_smf.config.checks import check
-    from titan_smf.config.job import load_config
-    from titan_smf.training.trainer import Trainer
-
-    words = arguments(folder, settings, ROOT / f"train_configs/{config_name}.toml")
-    config = load_config(words)
-    check(config, dist.get_world_size())
-    return Trainer(config)
+    return SHORT | RUNS[name] | {"checkpoint.initial_load_path": str(base)}
 
 
 @torch.no_grad()
@@ -70,45 +65,31 @@ def logits(trainer: Any) -> torch.Tensor:
     return trainer.model(TOKENS)[0]
 
 
-def learn(rank: int, ranks: int, folder: str, runs: dict[str, tuple[str, dict[str, Any]]]) -> None:
-    """Runs one after another."""
-    for name, (config, settings) in runs.items():
-        trainer = build(config, settings, Path(folder) / name)
-        trainer.train()
-        trainer.close()
-
-
 def learn_and_merge(
-    rank: int,
-    ranks: int,
-    folder: str,
-    bases: str,
-    more: dict[str, Any],
-    others: dict[str, tuple[str, dict[str, Any]]],
+    rank: int, ranks: int, folder: str, bases: str, more: Settings, others: dict[str, Settings]
 ) -> dict[str, list[torch.Tensor]]:
     """All runs, and others; of those with LoRA the logits before, after, of base and merged."""
-    learn(rank, ranks, folder, others)
+    train(rank, ranks, folder, others)
     found = {}
-    for name, (config, _) in RUNS.items():
+    for name in RUNS:
         run, settings = Path(folder) / name, settings_of(name, Path(bases)) | more
-        trainer = build(config, settings, run)
-        if config == LORA:
-            trainer.restore()
-            found[name] = [logits(trainer)]
-        trainer.train()
-        if config == LORA:
-            found[name].append(logits(trainer))
-        trainer.close()
-        if config != LORA:
+        if not name.startswith("lora"):
+            train(rank, ranks, folder, {name: settings})
             continue
+        trainer = build(run, settings)
+        trainer.restore()
+        found[name] = [logits(trainer)]
+        trainer.train()
+        found[name].append(logits(trainer))
+        trainer.close()
         base, merged = Path(settings["checkpoint.initial_load_path"]), run / "merged by 0"
         # Reading a checkpoint is collective: every rank merges, only the first one's result stays.
         merge_adapters(base, run, run / f"merged by {rank}", report=print)
         dist.barrier()
         for start in (base, merged):
             model = {key: value for key, value in settings.items() if not key.startswith("lora.")}
-            model["checkpoint.initial_load_path"] = str(start)
-            trainer = build(FULL, model, run / f"from {start.name}")
+            model |= FULL_FT | {"checkpoint.initial_load_path": str(start)}
+            trainer = build(run / f"from {start.name}", model)
             trainer.restore()
             found[name].append(logits(trainer))
             trainer.close()
@@ -122,25 +103,20 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]
     Some are begun on HSDP a second time, and go on on 2 ranks.
     """
     folder = tmp_path_factory.mktemp("runs")
-    bases = {
-        name: (config, SHORT | settings | {"optimizer.lr": 0.01})
-        for name, (config, settings) in BASES.items()
-    }
-    run_on_ranks(learn, 2, str(folder), bases)
+    bases = {name: SHORT | base | {"optimizer.lr": 0.01} for name, base in BASES.items()}
+    run_on_ranks(train, 2, str(folder), bases)
     found = {}
     for placement, ranks, more in (("2x2", 4, HSDP), ("4", 4, {}), ("1", 1, {}), ("2", 2, {})):
-        begun = {
-            f"../resumed/{name}": (RUNS[name][0], settings_of(name, folder) | more)
-            for name in RESUMED
-        }
-        if placement == "2x2":
-            begun = {name: (c, s | {"training.steps": 2}) for name, (c, s) in begun.items()}
-        elif placement == "1":
-            texts = settings_of("sparse replay", folder) | {"replay.share": 0.0}
-            begun = {"sparse texts": (SPARSE, texts | {"training.global_batch_size": 6})}
-        elif placement == "4":
-            begun = {}
-        arguments = str(folder / placement), str(folder), more, begun
+        resumed = {f"../resumed/{name}": settings_of(name, folder) | more for name in RESUMED}
+        texts = settings_of("sparse replay", folder)
+        texts |= {"replay.share": 0.0, "training.global_batch_size": 6}
+        others = {
+            "2x2": {name: run | {"training.steps": 2} for name, run in resumed.items()},
+            "4": {},
+            "1": {"sparse texts": texts},
+            "2": resumed,
+        }[placement]
+        arguments = str(folder / placement), str(folder), more, others
         found[placement] = run_on_ranks(learn_and_merge, ranks, *arguments, timeout=400)
     return folder, found
 
@@ -242,16 +218,15 @@ def test_adapters_that_do_not_fit_are_not_merged(
 
 
 @pytest.mark.parametrize(
-    ("config", "settings", "message"),
+    ("settings", "message"),
     [
-        (FULL, {}, 'has adapters; set finetune.method = "lora"'),
-        (LORA, {"lora.alpha": 3.0}, "alpha was 16.0 there and is 3.0 here"),
+        (FULL_FT, 'has adapters; set finetune.method = "lora"'),
+        (LORA_FT | {"lora.alpha": 3.0}, "alpha was 16.0 there and is 3.0 here"),
     ],
 )
 def test_weights_with_adapters_start_a_run_with_the_same_adapters(
-    runs: tuple[Path, dict[str, Any]], tmp_path: Path, config: str, settings: Any, message: str
+    runs: tuple[Path, dict[str, Any]], tmp_path: Path, settings: Settings, message: str
 ) -> None:
     start = {"checkpoint.initial_load_path": str(runs[0] / "1" / "lora")}
-    run = {"run": (config, SHORT | settings | start)}
     with pytest.raises(RuntimeError, match=message):
-        run_on_ranks(learn, 1, str(tmp_path), run)
+        run_on_ranks(train, 1, str(tmp_path), {"run": SHORT | settings | start})

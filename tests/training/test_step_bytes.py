@@ -2,17 +2,15 @@
 
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from tests.support.launch import run_on_ranks
-from tests.training.test_sparse_memory import CONFIG
-from tests.training.test_training import arguments
+from tests.support.training_runs import SPARSE_FT, Settings, build
 
 N_KEYS = (48, 96, 192)
 TOP_T = 60
-SETTINGS: dict[str, Any] = {
+SETTINGS: Settings = SPARSE_FT | {
     "stream.path": "",  # documents without padding: every token counts
     "data.sources": '[{ path = "synthetic:world?facts=300" }]',
     "memory.k": 24,  # so that nearly every token needs every owner, whatever its slots
@@ -28,31 +26,21 @@ SETTINGS: dict[str, Any] = {
 def received(rank: int, ranks: int, folder: str) -> list[tuple[Counter[str], int]]:
     """For each size of the table the bytes of a step by collective, and the lookups' own count."""
     from titan_smf.bench.measure import ReceivedBytes
-    from titan_smf.config.checks import check
-    from titan_smf.config.job import load_config
-    from titan_smf.training.trainer import Trainer
 
-    class Counted(Trainer):
-        def train_step(self, data_iterator: Any) -> Any:
-            exchange = next(self.model.value_tables()).exchange
-            assert exchange is not None
+    found = []
+    for n_keys in N_KEYS:
+        trainer = build(Path(folder) / str(n_keys), SETTINGS | {"memory.n_keys": n_keys})
+        exchange = next(trainer.model.value_tables()).exchange
+        batches = trainer.batch_generator(trainer.dataloader)
+        trainer.restore()
+        for step in (1, 2):
+            trainer.step = step
             before = exchange.bytes_received
             with ReceivedBytes() as collectives:
-                result = super().train_step(data_iterator)
-            steps.append((collectives.received, exchange.bytes_received - before))
-            return result
-
-    last_steps = []
-    for n_keys in N_KEYS:
-        steps: list[tuple[Counter[str], int]] = []
-        settings = SETTINGS | {"memory.n_keys": n_keys}
-        config = load_config(arguments(Path(folder) / str(n_keys), settings, CONFIG))
-        check(config, ranks)
-        trainer = Counted(config)
-        trainer.train()
+                trainer.train_step(batches)
+        found.append((collectives.received, exchange.bytes_received - before))
         trainer.close()
-        last_steps.append(steps[-1])
-    return last_steps
+    return found
 
 
 @pytest.mark.parametrize("ranks", [2, 4])

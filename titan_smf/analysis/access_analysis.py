@@ -48,7 +48,7 @@ from titan_smf.analysis.measures import (
     without_begin,
 )
 from titan_smf.evaluation.templates import load_template
-from titan_smf.model.llama import Addressed
+from titan_smf.model.llama import SlotLookup
 from titan_smf.sparse.accesses import OwnedSlots, touched_slots
 from titan_smf.sparse.ranking import Ranking, SelectionRule, select
 from titan_smf.streams.loader import open_stream
@@ -163,9 +163,9 @@ class AccessAnalysis:
         for first in range(0, passes * self._rows, self._rows):
             rows = sequences[first : first + self._rows]
             inputs = self.trainer.evaluation.model.padded(rows or [[tokenizer.pad_id]])
-            layers: list[Addressed] = []
-            self.trainer.addresses({"input": inputs}, torch.zeros_like(inputs), layers.append)
-            slots = [self.tables.ids(at.slots, n % num_tables) for n, at in enumerate(layers)]
+            layers: list[SlotLookup] = []
+            self.trainer.accessed_rows({"input": inputs}, torch.zeros_like(inputs), layers.append)
+            slots = [self.tables.ids(one.slots, n % num_tables) for n, one in enumerate(layers)]
             weights = [layer.weights.double() for layer in layers]
             both = [
                 torch.cat([part.view(*inputs.shape, -1) for part in parts], -1).cpu()

@@ -122,28 +122,29 @@ def _peak_of_dense(rank: int, n_keys: int) -> int:
 
 def _sparse_step(n_keys: int, optimizer: str) -> Step:
     """A function that makes a whole sparse step, on another batch at each call."""
-    from titan_smf.training.sparse_memory import MicroBatch, SparseMemory, freeze
-    from titan_smf.training.train_spec import summed_cross_entropy
+    from titan_smf.training.full_step import MicroBatch
+    from titan_smf.training.loss import summed_cross_entropy
+    from titan_smf.training.sparse_step import SparseStep
 
     model, config = _model(n_keys)
-    freeze(model)
+    model.requires_grad_(False)
     tables = list(model.value_tables())
     optimizers: list[RowOptimizer] = [OPTIMIZERS[optimizer](table) for table in tables]
-    sparse_memory = SparseMemory(
-        model, optimizers, config, None, summed_cross_entropy, contextlib.nullcontext, Path()
+    sparse_step = SparseStep(
+        model, optimizers, config, summed_cross_entropy, contextlib.nullcontext, Path()
     )
 
     def step() -> None:
         tokens, labels = _batch()
         every = torch.ones_like(tokens, dtype=torch.bool)
-        sparse_memory.step([MicroBatch(tokens, labels, every, {})], T, 1)
+        sparse_step.step([MicroBatch(tokens, labels, every, {})], T, 1)
 
     return step
 
 
 def _dense_step(n_keys: int) -> Step:
     """The same update by one pass, dense counts, a dense gradient, a mask and a dense optimizer."""
-    from titan_smf.training.train_spec import summed_cross_entropy
+    from titan_smf.training.loss import summed_cross_entropy
 
     model, _ = _model(n_keys)
     model.requires_grad_(False)

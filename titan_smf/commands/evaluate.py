@@ -102,7 +102,7 @@ def evaluate_checkpoint(trainer: "Trainer") -> bool:
     Writes `results.jsonl` and predictions, in which a set's result takes the place of an earlier
     one of the same checkpoint, and prints a table.
     """
-    from titan_smf.runtime import StopRequest, is_first_rank, logger
+    from titan_smf.runtime import is_first_rank, logger
 
     config, evaluation = trainer.job_config, trainer.evaluation
     assert config.checkpoint.initial_load_path
@@ -111,15 +111,12 @@ def evaluate_checkpoint(trainer: "Trainer") -> bool:
     step = int(number[1]) if number else 0
     checkpoint = " + ".join([str(path), *config.checkpoint.initial_patches])
     results: list[SetResult] = []
-    trainer.stop = StopRequest()
-    try:
+    with trainer.stop_on_request():
         for task in evaluation.tasks:
             result = evaluation.evaluate(task, step, checkpoint)
             if result is None:
                 break
             results.append(result)
-    finally:
-        trainer.stop.restore()
     if is_first_rank():
         print(table(results))
         logger.info("Wrote %s", evaluation.results.path)

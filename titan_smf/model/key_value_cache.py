@@ -1,4 +1,4 @@
-"""What a batch of sequences has read, so that each further token costs one position, not all.
+"""A key-value cache for generation: each further token costs one position, not all of them.
 
     B sequences, S new tokens of each, C capacity, H heads, D model, E head dim
 
@@ -8,8 +8,8 @@ Sequences differ in length. They are aligned at their first tokens, the shorter 
                e f . .            2                           2
 
 so every token has its true position, and padding is never seen: keys behind a sequence's end are
-masked until a real token takes their place. What a sequence says is therefore independent of the
-batch it is in, but for rounding.
+masked until a real token takes their place. A sequence's output therefore does not depend on the
+other sequences of its batch, up to rounding.
 """
 
 import torch
@@ -35,7 +35,7 @@ class KeyValueCache:
         self._blocks: dict[int, tuple[Tensor, Tensor]] = {}
 
     def read(self, num_tokens: int) -> Tensor:
-        """Begin a call with (B, S) tokens; returns their positions, (B, S)."""
+        """Begin a call with (B, S) tokens; return their positions, (B, S)."""
         self._filled += num_tokens
         assert self._filled <= self.capacity, "as many positions as were asked for"
         device = self._lengths.device
@@ -45,7 +45,7 @@ class KeyValueCache:
         return self._positions
 
     def attend(self, block: int, q: Tensor, k: Tensor, v: Tensor, enable_gqa: bool) -> Tensor:
-        """Attention of the new tokens of a block to themselves and to what was read before.
+        """Let the new tokens of a block attend to themselves and to what was read before.
 
         Args:
             q: (B, H, S, E), with k and v (B, key/value heads, S, E).
@@ -66,7 +66,7 @@ class KeyValueCache:
         )
 
     def last(self, h: Tensor) -> Tensor:
-        """End a call: the state (B, D) of each sequence's last new token, out of (B, S, D)."""
+        """End a call; return each sequence's state at its last new token, (B, D) of (B, S, D)."""
         row = torch.arange(len(h), device=h.device)
         last = h[row, self._new - 1]
         self._lengths = self._lengths + self._new

@@ -14,172 +14,35 @@ Letters: B batch, S sequence, D model, H attention heads, N slots, K slots per t
 
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from titan_smf.errors import ConfigError
+from titan_smf.model.args import MemoryLlamaArgs
 from titan_smf.model.key_value_cache import KeyValueCache
 from titan_smf.model.memory_layer import MemoryLayer
 from titan_smf.model.names import is_adapter
 from titan_smf.model.value_table import SelectedRows, ValueTable
-from titan_smf.torchtitan_api import (
-    Attention,
-    FeedForward,
-    Transformer,
-    TransformerBlock,
-    TransformerModelArgs,
-)
+from titan_smf.torchtitan_api import Attention, FeedForward, Transformer, TransformerBlock
 
 Part = Literal["all", "to_memory", "from_memory"]
 
 
-@dataclass
-class MemoryArgs:
-    """Shape of the memory layers and their tables; see `config.sections.Memory`."""
+class SlotLookup(NamedTuple):
+    """A memory layer's lookup before it reads a value: nothing after it depends on the query."""
 
-    layers: list[int] = field(default_factory=list)
-    n_keys: int = 1024
-    heads: int = 4
-    k: int = 32
-    k_dim: int = 512
-    v_dim: int = 1024
-    share_values: bool = True
-    qk_norm: bool = False
-    value_dtype: Literal["float32", "bfloat16", "float64"] = "float32"
-
-    @property
-    def num_slots(self) -> int:
-        """N, the number of slots of one table."""
-        return self.n_keys**2
-
-    @property
-    def num_tables(self) -> int:
-        """One table for all memory layers, or one each."""
-        return min(len(self.layers), 1) if self.share_values else len(self.layers)
+    h: Tensor
+    """(B, S, D), after the block's attention."""
+    slots: Tensor
+    """(T, K) int64."""
+    weights: Tensor
+    """(T, K)."""
 
 
-@dataclass
-class MemoryLlamaArgs(TransformerModelArgs):
-    """Sizes of the whole model; `update_from_config` puts the user's settings over a flavor's."""
-
-    ffn_dim: int = 8192
-    memory: MemoryArgs = field(default_factory=MemoryArgs)
-    seed: int = 0
-
-    def update_from_config(self, job_config: Any, **kwargs: Any) -> None:
-        """Apply `[model]` and `[memory]` settings that are given, then check the result.
-
-        Raises:
-            ConfigError: a combination that this model cannot have.
-        """
-        for name in ("dim", "n_layers", "n_heads", "n_kv_heads", "ffn_dim", "rope_theta"):
-            if (value := getattr(job_config.model, name)) is not None:
-                setattr(self, name, value)
-        if job_config.model.attn_type is not None:
-            self.attn_type = job_config.model.attn_type
-        # Documents are kept apart where the attention can do it.
-        self.attn_mask_type = "block_causal" if self.attn_type == "flex" else "causal"
-        for setting in dataclasses.fields(MemoryArgs):
-            if (value := getattr(job_config.memory, setting.name)) is not None:
-                setattr(self.memory, setting.name, value)
-        self.seed = job_config.debug.seed or 0
-        super().update_from_config(job_config, **kwargs)
-        others = (job_config.validation.seq_len, job_config.evaluation.seq_len or 0)
-        self.max_seq_len = max(self.max_seq_len, *others)
-        self._check()
-
-    def _check(self) -> None:
-        memory = self.memory
-        if self.attn_type == "flex" and not torch.accelerator.is_available():
-            allowed = "sdpa on a CPU, where flex attention has no backward pass"
-            raise ConfigError("model.attn_type", "flex", allowed)
-        if self.dim % self.n_heads or (self.dim // self.n_heads) % 2:
-            allowed = f"a divisor of model.dim {self.dim} that leaves an even head size"
-            raise ConfigError("model.n_heads", self.n_heads, allowed)
-        if self.n_kv_heads and self.n_heads % self.n_kv_heads:
-            raise ConfigError(
-                "model.n_kv_heads", self.n_kv_heads, f"a divisor of model.n_heads {self.n_heads}"
-            )
-        if any(not 0 <= layer < self.n_layers for layer in memory.layers):
-            allowed = f"layer indices from 0 to {self.n_layers - 1}: the model has {self.n_layers}"
-            raise ConfigError("memory.layers", memory.layers, allowed)
-        if memory.k > memory.n_keys:
-            raise ConfigError("memory.k", memory.k, f"at most memory.n_keys, {memory.n_keys}")
-        slots = memory.num_tables * memory.num_slots
-        if slots >= 2**31:
-            allowed = "half-keys of which all tables' slots, its square each, are below 2**31"
-            raise ConfigError("memory.n_keys", memory.n_keys, allowed)
-        if memory.k_dim % 2:
-            raise ConfigError("memory.k_dim", memory.k_dim, "an even number: a key has two halves")
-
-    def get_nparams_and_flops(self, model: nn.Module, seq_len: int) -> tuple[int, int]:
-        """Total parameters, and FLOPs a token of a forward and backward pass (active ones only)."""
-        sizes = parameter_counts(model)
-        attention = 6 * self.n_layers * self.n_heads * 2 * (self.dim // self.n_heads) * seq_len
-        return sizes.total, 6 * (sizes.active - sizes.embedding) + attention
-
-
-FLAVORS: dict[str, MemoryLlamaArgs] = {
-    # About a million parameters, for tests and first steps on a CPU.
-    "debug": MemoryLlamaArgs(
-        dim=64,
-        n_layers=4,
-        n_heads=4,
-        ffn_dim=176,
-        rope_theta=10000,
-        memory=MemoryArgs([2], n_keys=96, heads=4, k=8, k_dim=32, v_dim=64, qk_norm=True),
-    ),
-    # Learns a small invented world in minutes on a CPU.
-    "demo": MemoryLlamaArgs(
-        dim=128,
-        n_layers=4,
-        n_heads=4,
-        ffn_dim=384,
-        rope_theta=10000,
-        memory=MemoryArgs([2], n_keys=256, heads=4, k=8, k_dim=64, v_dim=128, qk_norm=True),
-    ),
-    # The paper's model: arXiv 2510.15103. It does not publish the number of attention heads.
-    "1.3B": MemoryLlamaArgs(
-        dim=2048,
-        n_layers=22,
-        n_heads=16,
-        ffn_dim=8192,
-        rope_theta=500000,
-        memory=MemoryArgs([12], n_keys=1024, heads=4, k=32, k_dim=512, v_dim=1024),
-    ),
-}
-
-
-@dataclass
-class ParameterCounts:
-    """Numbers of parameters: all, those a token uses, and those of the token embedding."""
-
-    total: int
-    active: int
-    embedding: int
-
-
-def parameter_counts(model: nn.Module) -> ParameterCounts:
-    """Count parameters; of a value table a token uses K rows in each memory layer."""
-    assert isinstance(model, MemoryLlama)
-    memory = model.model_args.memory
-    total = sum(p.numel() for p in model.parameters())
-    in_tables = sum(p.numel() for p in model.tables.parameters())
-    read = len(memory.layers) * memory.heads * memory.k * memory.v_dim
-    return ParameterCounts(total, total - in_tables + read, model.tok_embeddings.weight.numel())
-
-
-def num_trainable(model: nn.Module) -> int:
-    """Count parameters that get a gradient."""
-    return sum(p.numel() for p in model.parameters() if p.requires_grad)
-
-
-def rotate(x_BSHE: torch.Tensor, freqs_cis: torch.Tensor) -> torch.Tensor:
-    """Rotary embedding in the precision of `x`, and at least in float32; shape and dtype stay.
+def rotate(x_BSHE: Tensor, freqs_cis: Tensor) -> Tensor:
+    """Apply rotary embeddings in the precision of `x`, at least float32; shape and dtype stay.
 
     `freqs_cis` holds the factors of each position, (S, E / 2) or (B, S, E / 2).
     """
@@ -198,14 +61,14 @@ class LlamaAttention(Attention):
 
     def forward(  # type: ignore[override]
         self,
-        x: torch.Tensor,
-        freqs_cis: torch.Tensor,
+        x: Tensor,
+        freqs_cis: Tensor,
         attention_masks: Any = None,
         cache: KeyValueCache | None = None,
-    ) -> torch.Tensor:
-        """(B, S, D) -> (B, S, D), causal; with flex attention within documents.
+    ) -> Tensor:
+        """Attend causally, (B, S, D) -> (B, S, D); with flex attention within documents.
 
-        With a cache attention is to what the cache holds, too, and all of that is one document.
+        With a cache, tokens also attend to what it holds, all of which is one document.
         """
         B, S, _ = x.shape
         q, k, v = (w(x).view(B, S, -1, self.head_dim) for w in (self.wq, self.wk, self.wv))
@@ -229,17 +92,6 @@ class LlamaBlock(TransformerBlock):
         self.feed_forward = FeedForward(args.dim, (3 * args.ffn_dim + 1) // 2, 1, None)
 
 
-class Addressed(NamedTuple):
-    """Tokens at a memory layer that have their slots: from here on nothing depends on the query."""
-
-    h: torch.Tensor
-    """(B, S, D), after the block's attention."""
-    slots: torch.Tensor
-    """(T, K) int64."""
-    weights: torch.Tensor
-    """(T, K)."""
-
-
 class MemoryBlock(TransformerBlock):
     """A pre-norm block whose feed-forward is a memory layer."""
 
@@ -248,42 +100,37 @@ class MemoryBlock(TransformerBlock):
         memory = args.memory
         self.attention = LlamaAttention(layer_id, args)
         del self.feed_forward
-        self.memory = MemoryLayer(
-            args.dim,
-            n_keys=memory.n_keys,
-            heads=memory.heads,
-            k=memory.k,
-            k_dim=memory.k_dim,
-            v_dim=memory.v_dim,
-            qk_norm=memory.qk_norm,
-        )
+        sizes = memory.n_keys, memory.heads, memory.k, memory.k_dim, memory.v_dim
+        self.memory = MemoryLayer(args.dim, *sizes, memory.qk_norm)
 
     def forward(  # type: ignore[override]
         self,
-        x: torch.Tensor | Addressed,
-        freqs_cis: torch.Tensor,
+        x: Tensor | SlotLookup,
+        freqs_cis: Tensor,
         attention_masks: Any,
         table: ValueTable,
-        counted: torch.Tensor | None,
+        counted: Tensor | None,
         selected: SelectedRows | None,
         only_count: bool,
         cache: KeyValueCache | None,
-    ) -> tuple[torch.Tensor, torch.Tensor, Addressed]:
-        """(B, S, D) -> (B, S, D), the rows of this rank that were accessed, and where to go on.
+    ) -> tuple[Tensor, Tensor, SlotLookup]:
+        """Return the output (B, S, D), the accesses of this rank's rows, and the lookup made.
 
-        With `only_count` no value is read, and the first result means nothing.
+        Given a lookup instead of (B, S, D), go on from there. With `only_count` no value is read,
+        and the output means nothing.
         """
-        if isinstance(x, Addressed):
-            at = x
-            normed = self.ffn_norm(at.h)
+        if isinstance(x, SlotLookup):
+            lookup = x
+            normed = self.ffn_norm(lookup.h)
         else:
             h = x + self.attention(self.attention_norm(x), freqs_cis, attention_masks, cache)
             normed = self.ffn_norm(h)
-            at = Addressed(h, *self.memory.address(normed))
+            lookup = SlotLookup(h, *self.memory.address(normed))
+        h, slots, weights = lookup
         if only_count:
-            return at.h, table.count(at.slots, None if counted is None else counted.flatten()), at
-        out, accesses = self.memory(normed, table, counted, selected, (at.slots, at.weights))
-        return at.h + out, accesses, at
+            return h, table.count(slots, None if counted is None else counted.flatten()), lookup
+        out, accesses = self.memory(normed, table, counted, selected, (slots, weights))
+        return h + out, accesses, lookup
 
     def init_weights(self) -> None:
         """Initialise all but the values, from torch's global generator."""
@@ -312,70 +159,64 @@ class MemoryLlama(Transformer):
         )
 
     def value_tables(self) -> Iterator[ValueTable]:
-        """The tables, one for all memory layers or one each in the layers' order."""
+        """Yield the tables: one for all memory layers, or one each in the layers' order."""
         for table in self.tables:
             assert isinstance(table, ValueTable)
             yield table
 
     def forward(
         self,
-        tokens: torch.Tensor | Addressed,
+        tokens: Tensor | SlotLookup,
         attention_masks: Any = None,
-        counted: torch.Tensor | None = None,
+        counted: Tensor | None = None,
         part: Part = "all",
         selected: Sequence[SelectedRows] | None = None,
-        observe: Callable[[Addressed], None] | None = None,
+        observe: Callable[[SlotLookup], None] | None = None,
         cache: KeyValueCache | None = None,
-    ) -> tuple[torch.Tensor | Addressed, list[torch.Tensor]]:
-        """Logits of every position, and what the tables of this rank were asked for.
+    ) -> tuple[Tensor | SlotLookup, list[Tensor]]:
+        """Compute logits, and the accesses of this rank's rows of the tables.
 
         Args:
-            tokens: (B, S) token ids; for "from_memory" what "to_memory" returned.
+            tokens: (B, S) token ids; for "from_memory" the lookup that "to_memory" returned.
             attention_masks: flex attention's block mask, or None for causal attention.
             counted: (B, S) bool, the tokens whose accesses are reported; None means all.
-            part: "all"; "to_memory" ends with the addresses of the last memory layer and reads no
+            part: "all"; "to_memory" ends with the slots of the last memory layer and reads no
                 value there; "from_memory" goes on from the lookup of the first memory layer.
             selected: for each table the rows that get a gradient; None for all.
-            observe: called with this rank's tokens at each memory layer, in the layers' order.
+            observe: called with this rank's lookup of each memory layer, in the layers' order.
             cache: what the sequences have read before; the tokens are added to it.
 
         Returns:
-            logits (B, S, vocabulary), those (B, vocabulary) after each sequence's last token if
-            there is a cache, or the tokens at the lookup of the first memory layer if
-            `part` is "to_memory"; and for each memory layer in order the rows of this rank's
-            part of its table that were accessed by counted tokens of all ranks of the shard group.
+            logits (B, S, vocabulary); with a cache those after each sequence's last token,
+            (B, vocabulary); for "to_memory" the lookup of the first memory layer instead. And for
+            each memory layer in order the rows of this rank's part of its table that counted tokens
+            of all ranks of the shard group accessed.
         """
         layers = self.model_args.memory.layers
-        h = tokens if isinstance(tokens, Addressed) else self.tok_embeddings(tokens)
-        S = (tokens.h if isinstance(tokens, Addressed) else tokens).shape[1]
+        h = tokens if isinstance(tokens, SlotLookup) else self.tok_embeddings(tokens)
+        S = (tokens.h if isinstance(tokens, SlotLookup) else tokens).shape[1]
         freqs_cis = self.freqs_cis[:S] if cache is None else self.freqs_cis[cache.read(S)]
-        first: Addressed | None = None
-        accesses: list[torch.Tensor] = []
+        first: SlotLookup | None = None
+        accesses: list[Tensor] = []
         for name, block in self.layers.items():
-            layer = int(name)
-            if layer in layers:
-                table = len(accesses) % len(self.tables)
-                ends = part == "to_memory" and layer == max(layers)
-                h, rows, at = block(
-                    h,
-                    freqs_cis,
-                    attention_masks,
-                    self.tables[table],
-                    counted,
-                    selected[table] if selected else None,
-                    ends,
-                    cache,
-                )
-                accesses.append(rows)
-                if observe is not None:
-                    observe(at)
+            if int(name) not in layers:
+                if part != "from_memory" or accesses:
+                    # torchtitan's block hands its last argument, "positions", to the attention.
+                    h = block(h, freqs_cis, attention_masks, cache)
+                continue
+            index = len(accesses) % len(self.tables)
+            ends = part == "to_memory" and int(name) == max(layers)
+            table, rows = self.tables[index], selected[index] if selected else None
+            h, accessed, lookup = block(
+                h, freqs_cis, attention_masks, table, counted, rows, ends, cache
+            )
+            accesses.append(accessed)
+            if observe is not None:
+                observe(lookup)
+            if part == "to_memory":
+                first = first or lookup
                 if ends:
-                    return first or at, accesses
-                if part == "to_memory":
-                    first = first or at
-            elif part != "from_memory" or accesses:
-                # torchtitan's block hands its last argument, "positions", to the attention.
-                h = block(h, freqs_cis, attention_masks, cache)
+                    return first, accesses
         h = self.norm(h)
         return self.output(h if cache is None else cache.last(h)), accesses
 
@@ -418,7 +259,7 @@ def _draw(module: Any, seed: int, part: int) -> None:
 
 
 @torch.no_grad()
-def copy_shards(full: Iterable[torch.Tensor], parts: Iterable[nn.Parameter]) -> None:
+def copy_shards(full: Iterable[Tensor], parts: Iterable[nn.Parameter]) -> None:
     """Copy whole CPU tensors into parameters of which each rank holds a shard."""
     for whole, part in zip(full, parts, strict=True):
         assert whole.shape == part.shape

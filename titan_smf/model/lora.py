@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from titan_smf.config.sections import Lora
 from titan_smf.errors import ConfigError
-from titan_smf.model.llama import MemoryLlama, MemoryLlamaArgs, copy_shards
+from titan_smf.model.args import MemoryLlamaArgs
+from titan_smf.model.llama import MemoryLlama, copy_shards
 from titan_smf.storage import sha256_hex
 
 ATTENTION = ("wq", "wk", "wv", "wo")
@@ -81,12 +82,12 @@ class LoraLlama(MemoryLlama):
 
 
 def adapters(model: nn.Module) -> Iterator[LoraLinear]:
-    """The maps with adapters, in the order of the layers."""
+    """Iterate over the linear maps with adapters, in the order of the layers."""
     return (module for module in model.modules() if isinstance(module, LoraLinear))
 
 
 def target_names(args: MemoryLlamaArgs, lora: Lora) -> tuple[str, ...]:
-    """Names of the linear maps that `lora.targets` means.
+    """Return the names of the linear maps that `lora.targets` stands for.
 
     Raises:
         ConfigError: the model has none of them.
@@ -103,5 +104,5 @@ def target_names(args: MemoryLlamaArgs, lora: Lora) -> tuple[str, ...]:
 
 
 def merged_weight(weight: Tensor, A: Tensor, B: Tensor, scale: float) -> Tensor:
-    """`W + scale B A`, (out, in), computed in float64 and rounded once to the type of `weight`."""
+    """Return `W + scale B A`, (out, in), computed in float64, rounded once to `weight`'s dtype."""
     return (weight.double() + scale * (B.double() @ A.double())).to(weight.dtype)

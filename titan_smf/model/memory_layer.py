@@ -59,7 +59,7 @@ class MemoryLayer(nn.Module):
         self.output = nn.Linear(v_dim, dim, bias=False)
 
     def init_weights(self, init_std: float) -> None:
-        """Draws all parameters from torch's global generator.
+        """Draw all parameters from torch's global generator.
 
         Keys U(-k_dim**-0.5, +k_dim**-0.5) as in the reference, gains 1, linear maps truncated
         normal of std 0.02, the last one of `init_std`.
@@ -72,7 +72,7 @@ class MemoryLayer(nn.Module):
         nn.init.trunc_normal_(self.output.weight, std=init_std)
 
     def address(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns the slots (T, K) int64 that tokens x (..., D) read, and their weights (T, K).
+        """Return the slots (T, K) int64 that tokens x (..., D) read, and their weights (T, K).
 
         A token's K slots are its heads' k slots one after another; a slot may occur in several
         heads. Weights sum to 1 per head, computed in at least float32, in the activations' dtype.
@@ -98,7 +98,7 @@ class MemoryLayer(nn.Module):
         selected: SelectedRows | None = None,
         addresses: tuple[Tensor, Tensor] | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Returns the layer's output (B, S, D) and the accesses of this rank's rows of the table.
+        """Return the layer's output (B, S, D) and the accesses of this rank's rows of the table.
 
         Args:
             x: (B, S, D), normed.

@@ -1,6 +1,6 @@
-"""Names of parameters: imports nothing, for those that read checkpoints without a model."""
+"""Names of parameters; imports nothing, for modules that read checkpoints without a model."""
 
 
 def is_adapter(parameter: str) -> bool:
-    """Whether the parameter of this name is not the Llama's, but what LoRA adds to a linear map."""
+    """Whether a parameter of this name belongs to a LoRA adapter, not to the Llama itself."""
     return parameter.rpartition(".")[2].startswith("lora_")

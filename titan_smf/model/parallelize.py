@@ -89,7 +89,6 @@ def gathered(model: MemoryLlama, policy: str) -> Iterator[None]:
     and leave together. Costs the memory of the dense part in the type of computing, therefore
     nothing is kept where `policy`, `parallelism.fsdp_reshard_after_forward`, is "always".
     """
-    modules = [module for module in model.modules() if isinstance(module, FSDPModule)]
     # What torchtitan's "default" lets go after each forward pass.
     layers = [model.tok_embeddings, *model.layers.values()] if policy == "default" else []
     released = [module for module in layers if isinstance(module, FSDPModule)]
@@ -100,5 +99,11 @@ def gathered(model: MemoryLlama, policy: str) -> Iterator[None]:
     finally:
         for module in released:
             module.set_reshard_after_forward(True, recurse=False)
-        for module in modules:
+        reshard(model)
+
+
+def reshard(model: nn.Module) -> None:
+    """Let go of parameters that FSDP has gathered."""
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
             module.reshard()

@@ -25,7 +25,6 @@ from torch.distributed.tensor import DTensor, Placement, Replicate, Shard
 from titan_smf.ops.embedding_bag import bag_of_entry, weight_gradient, weighted_bags
 from titan_smf.ops.routing import (
     RankExchange,
-    Splits,
     add_partials,
     return_weight_gradient,
     route_entries,
@@ -79,6 +78,17 @@ class ValueTable(nn.Module):
         return None if self.exchange is None else self.exchange.group
 
     @property
+    def replicate_group(self) -> dist.ProcessGroup | None:
+        """The ranks that hold the same rows; None where no other rank does."""
+        mesh = self.values.device_mesh if isinstance(self.values, DTensor) else None
+        return mesh.get_group(0) if mesh is not None and mesh.ndim > 1 else None
+
+    @property
+    def is_first_replica(self) -> bool:
+        """Whether this rank is the one that writes its rows, of those that hold them."""
+        return self.replicate_group is None or dist.get_rank(self.replicate_group) == 0
+
+    @property
     def row_range(self) -> tuple[int, int]:
         """The slots `start <= slot < stop` of this rank; equal where it holds none."""
         if self.exchange is None:
@@ -88,7 +98,7 @@ class ValueTable(nn.Module):
         return start, min(self.num_slots, start + block)
 
     def shard(self, mesh: DeviceMesh) -> None:
-        """Splits the rows over a mesh (fsdp), or over the last dimension of (dp_replicate, fsdp).
+        """Split the rows over a mesh (fsdp), or over the last dimension of (dp_replicate, fsdp).
 
         `values` becomes a DTensor parameter. On the meta device nothing is allocated; real values
         must be the same on every rank, and each keeps a copy of its rows.
@@ -105,7 +115,7 @@ class ValueTable(nn.Module):
 
     @torch.no_grad()
     def init_weights(self, seed: int) -> None:
-        """Draws the values from N(0, std = V**-0.5), the same for any number and kind of ranks.
+        """Draw the values from N(0, std = V**-0.5), the same for any number and kind of ranks.
 
         Each block of rows has its own generator on the CPU, seeded by (seed, block). Needs the
         memory of one block beside the table, and draws only the blocks that have rows here.
@@ -121,12 +131,12 @@ class ValueTable(nn.Module):
             local[begin - start : end - start].copy_(rows[begin - first : end - first])
 
     def local_values(self) -> Tensor:
-        """The rows of this rank, (R, V), sharing the parameter's memory."""
+        """Return the rows of this rank, (R, V), sharing the parameter's memory."""
         return self.values.to_local() if isinstance(self.values, DTensor) else self.values
 
     @torch.no_grad()
     def select(self, rows: Tensor) -> SelectedRows:
-        """Returns the selection of these rows of this rank, (S,) int64 ascending; S may be 0."""
+        """Select rows of this rank, (S,) int64 ascending; S may be 0."""
         assert bool((rows[1:] > rows[:-1]).all()), "selected rows ascend, each of them once"
         values = self.local_values().index_select(0, rows)
         values = values.to(torch.promote_types(values.dtype, torch.float32))
@@ -140,7 +150,7 @@ class ValueTable(nn.Module):
         counted: Tensor | None = None,
         selected: SelectedRows | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Returns `output[t] = sum_k weights[t, k] * values[slots[t, k]]` and the rows read here.
+        """Return `output[t] = sum_k weights[t, k] * values[slots[t, k]]` and the rows read here.
 
         All ranks of the shard group call it together. Differentiable with respect to the weights
         and the values, or the selected rows; the gradient of a row is made by its owner from the
@@ -162,16 +172,14 @@ class ValueTable(nn.Module):
         if selected is not None:
             values, rows, learning = values.detach(), selected.rows, selected.values
         with torch.autocast(slots.device.type, enabled=False):
-            if self.exchange is None:
-                return _LocalLookup.apply(values, weights, learning, rows, slots, counted)
-            return _RoutedLookup.apply(
+            return _Lookup.apply(
                 values, weights, learning, rows, slots, counted, self.exchange, self.num_slots
             )
 
     @torch.no_grad()
     @torch.compiler.disable
     def count(self, slots: Tensor, counted: Tensor | None = None) -> Tensor:
-        """Returns the accesses that `forward` would return, without reading a row.
+        """Return the accesses that `forward` would return, without reading a row.
 
         Only the slots of tokens that count travel: of T such tokens on each of W ranks, one rank
         receives `(W - 1) / W * T * K * 4 + (W - 1) * 8` bytes. All ranks of the group call it
@@ -193,56 +201,22 @@ class ValueTable(nn.Module):
         return self.exchange.all_to_all(rows, sent, received)
 
     def reduce_replica_gradients(self, selected: SelectedRows | None = None) -> None:
-        """Sums the gradient of the table, or of the selected rows, over the replicas, if any.
+        """Sum the gradient of the table, or of the selected rows, over the replicas, if any.
 
         Call it once a step, after the backward pass of the last micro-batch. Replicas select the
         same rows.
         """
-        if not isinstance(self.values, DTensor) or self.values.device_mesh.ndim == 1:
-            return
         gradient = self.values.grad if selected is None else selected.gradient
-        if gradient is not None:
+        if gradient is not None and self.replicate_group is not None:
             gradient = gradient.to_local() if isinstance(gradient, DTensor) else gradient
-            dist.all_reduce(gradient, group=self.values.device_mesh.get_group(0))
+            dist.all_reduce(gradient, group=self.replicate_group)
 
 
-class _LocalLookup(torch.autograd.Function):
-    """The lookup where all rows are here: each token is one bag of K entries."""
+class _Lookup(torch.autograd.Function):
+    """The weighted sums, where all rows are here or spread over the ranks of an exchange.
 
-    @staticmethod
-    def forward(
-        ctx: Any,
-        values: Tensor,
-        weights: Tensor,
-        learning: Tensor | None,
-        selected: Tensor | None,
-        slots: Tensor,
-        counted: Tensor | None,
-    ) -> tuple[Tensor, Tensor]:
-        T, K = slots.shape
-        rows = slots.flatten()
-        offsets = torch.arange(0, T * K, K, device=slots.device)
-        output = weighted_bags(values, rows, offsets, weights.flatten())
-        accesses = rows if counted is None else slots[counted].flatten()
-        ctx.save_for_backward(values, rows, offsets, weights, selected)
-        ctx.mark_non_differentiable(accesses)
-        return output.to(weights.dtype), accesses
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor, _: None) -> tuple[Tensor | None, ...]:
-        values, rows, offsets, weights, selected = ctx.saved_tensors
-        of_values, of_weights, of_selected = _gradients(
-            ctx, values, rows, offsets, weights.flatten(), gradient.to(values.dtype), selected
-        )
-        if of_weights is not None:
-            of_weights = of_weights.to(weights.dtype).view_as(weights)
-        return of_values, of_weights, of_selected, None, None, None
-
-
-class _RoutedLookup(torch.autograd.Function):
-    """The lookup where rows are spread over ranks: owners make partial sums, the token adds them.
-
+    An owner sees bags of entries. Where all rows are here, each token is one bag of K entries; else
+    a bag is what one token asks one owner for: owners make partial sums, the token adds them.
     Owners compute in the dtype of the values; what travels has the dtype of the weights.
     """
 
@@ -255,54 +229,46 @@ class _RoutedLookup(torch.autograd.Function):
         selected: Tensor | None,
         slots: Tensor,
         counted: Tensor | None,
-        exchange: RankExchange,
+        exchange: RankExchange | None,
         num_slots: int,
     ) -> tuple[Tensor, Tensor]:
-        route = route_entries(exchange, slots, weights, counted, num_slots)
-        partials = weighted_bags(values, route.rows, route.offsets, route.weights)
-        partials = partials.to(weights.dtype)
-        output = add_partials(route.splits, route.token, partials, slots.shape[0])
-        ctx.save_for_backward(
-            values, route.rows, route.offsets, route.weights, route.order, route.token, selected
-        )
-        ctx.splits, ctx.shape = route.splits, weights.shape
-        ctx.mark_non_differentiable(route.accesses)
-        return output, route.accesses
+        T, K = slots.shape
+        order = token = splits = None
+        if exchange is None:
+            rows, entry_weights = slots.flatten(), weights.flatten()
+            offsets = torch.arange(0, T * K, K, device=slots.device)
+            output = weighted_bags(values, rows, offsets, entry_weights).to(weights.dtype)
+            accesses = rows if counted is None else slots[counted].flatten()
+        else:
+            route = route_entries(exchange, slots, weights, counted, num_slots)
+            rows, offsets, entry_weights = route.rows, route.offsets, route.weights
+            partials = weighted_bags(values, rows, offsets, entry_weights).to(weights.dtype)
+            output = add_partials(route.splits, route.token, partials, T)
+            accesses, splits = route.accesses, route.splits
+            order, token = route.order, route.token
+        ctx.save_for_backward(values, rows, offsets, entry_weights, selected, order, token)
+        ctx.splits, ctx.shape = splits, weights.shape
+        ctx.mark_non_differentiable(accesses)
+        return output, accesses
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor, _: None) -> tuple[Tensor | None, ...]:
-        values, rows, offsets, weights, order, token, selected = ctx.saved_tensors
-        splits: Splits = ctx.splits
-        gradient = send_output_gradient(splits, token, gradient).to(values.dtype)
-        of_values, of_weights, of_selected = _gradients(
-            ctx, values, rows, offsets, weights, gradient, selected
-        )
-        if of_weights is not None:
-            of_weights = return_weight_gradient(splits, order, of_weights.to(weights.dtype))
+        values, rows, offsets, weights, selected, order, token = ctx.saved_tensors
+        of_values = of_weights = of_selected = None
+        if ctx.splits is not None:
+            gradient = send_output_gradient(ctx.splits, token, gradient)
+        of_bags = gradient.to(values.dtype)
+        needs_values, needs_weights = ctx.needs_input_grad[:2]
+        if needs_values:
+            entry_bags = bag_of_entry(offsets, rows.shape[0])
+            of_values = dense_row_gradient(rows, entry_bags, weights, of_bags, values.shape[0])
+        if needs_weights:
+            of_weights = weight_gradient(values, rows, offsets, of_bags).to(weights.dtype)
+            if ctx.splits is not None:
+                of_weights = return_weight_gradient(ctx.splits, order, of_weights)
             of_weights = of_weights.view(ctx.shape)
+        if selected is not None:
+            of_selected = selected_row_gradient(selected, rows, offsets, weights, of_bags)
+            of_selected = of_selected.to(torch.promote_types(values.dtype, torch.float32))
         return of_values, of_weights, of_selected, None, None, None, None, None
-
-
-def _gradients(
-    ctx: Any,
-    values: Tensor,
-    rows: Tensor,
-    offsets: Tensor,
-    weights: Tensor,
-    bags: Tensor,
-    selected: Tensor | None,
-) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """An owner's gradients of the values (R, V), of the entries' weights (M,) and of the selected
-    rows (S, V), as far as they are needed, from those of its bags (B, V)."""
-    of_values = of_weights = of_selected = None
-    needs_values, needs_weights = ctx.needs_input_grad[:2]
-    if needs_values:
-        entry_bags = bag_of_entry(offsets, rows.shape[0])
-        of_values = dense_row_gradient(rows, entry_bags, weights, bags, values.shape[0])
-    if needs_weights:
-        of_weights = weight_gradient(values, rows, offsets, bags)
-    if selected is not None:
-        of_selected = selected_row_gradient(selected, rows, offsets, weights, bags)
-        of_selected = of_selected.to(torch.promote_types(values.dtype, torch.float32))
-    return of_values, of_weights, of_selected

@@ -1,4 +1,4 @@
-"""The counts of background data that a model's ranking needs, and whether they fit it."""
+"""Loads the counts of background data that rank slots, and checks that they are of the model."""
 
 import logging
 
@@ -11,7 +11,7 @@ from titan_smf.sparse.accesses import OwnedSlots
 from titan_smf.sparse.document_frequency import Background, addressing_fingerprint
 from titan_smf.sparse.idf_file import IdfModel, check_idf, load_idf, read_metadata
 from titan_smf.sparse.idf_report import usage_warning
-from titan_smf.training.sparse_memory import owned_slots
+from titan_smf.training.sparse_step import owned_slots
 
 logger = logging.getLogger("titan_smf")
 
@@ -23,7 +23,7 @@ def load_background(
     device: torch.device,
     owned: OwnedSlots | None = None,
 ) -> Background:
-    """The counts of this rank's slots, or of those given. Collective.
+    """Load the counts of this rank's slots, or of those given. Collective.
 
     Raises:
         IdfError: the file is missing or torn, or counts for another model or tokenizer.
@@ -37,7 +37,7 @@ def load_background(
 
 
 def idf_model(model: MemoryLlama, tokenizer: Tokenizer) -> IdfModel:
-    """What counts of this model's slots depend on. Collective: gathers keys and queries."""
+    """Describe what the counts depend on of a model. Collective: gathers keys and queries."""
     memory = model.model_args.memory
     addressing = {}
     for name, parameter in model.named_parameters():

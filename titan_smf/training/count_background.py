@@ -1,26 +1,24 @@
 """A pass over background data that counts in how many batches each memory slot is used.
 
 A document is one global batch of `idf.batch_size` sequences of `idf.seq_len` tokens, so the counts
-do not depend on the number of ranks. The forward pass ends with the addresses of the last memory
-layer; no value is read there. The pass writes a partial file now and then, and goes on from it.
+do not depend on the number of ranks. The forward pass ends at the lookup of the last memory layer;
+no value is read there. The pass writes a partial file now and then, and resumes from it.
 """
 
 import dataclasses
 import logging
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch.distributed as dist
 
 from titan_smf import storage
 from titan_smf.config.job import JobConfig
+from titan_smf.data.loader import Batch
 from titan_smf.errors import ConfigError
-from titan_smf.runtime import StopRequest, format_duration
-from titan_smf.sparse.accesses import (
-    slots_used_fraction,
-    sum_over_replicas,
-    touched_slots,
-)
+from titan_smf.runtime import format_duration, on_any_rank
+from titan_smf.sparse.accesses import slots_used_fraction, sum_over_replicas, touched_slots
 from titan_smf.sparse.document_frequency import DocumentFrequency
 from titan_smf.sparse.idf_file import (
     PARTIAL_SUFFIX,
@@ -32,7 +30,7 @@ from titan_smf.sparse.idf_file import (
 )
 from titan_smf.sparse.idf_report import draw_histogram, summary
 from titan_smf.training.background import idf_model
-from titan_smf.training.sparse_memory import owned_slots, slot_ids
+from titan_smf.training.sparse_step import owned_slots, slot_ids
 from titan_smf.training.trainer import Trainer
 
 SECONDS_BETWEEN_LINES = 5
@@ -41,7 +39,7 @@ logger = logging.getLogger("titan_smf")
 
 
 def counting_config(config: JobConfig, world_size: int) -> JobConfig:
-    """The configuration whose training batches are the background documents.
+    """Return the configuration whose training batches are the background documents.
 
     Raises:
         ConfigError: the ranks cannot share a document evenly.
@@ -74,7 +72,7 @@ def counting_config(config: JobConfig, world_size: int) -> JobConfig:
 
 
 def count_background(trainer: Trainer) -> bool:
-    """Count for the weights that the trainer's configuration names; False if asked to stop."""
+    """Count with the weights that the trainer's configuration names; False if asked to stop."""
     trainer.restore()
     return BackgroundCount(trainer).run()
 
@@ -86,10 +84,11 @@ class BackgroundCount:
         config = trainer.job_config
         self.trainer = trainer
         self.settings = config.idf
-        self.path = config.idf.path or str(Path(config.job.dump_folder) / "idf.safetensors")
+        self.folder = Path(config.job.dump_folder)
+        self.path = config.idf.path or str(self.folder / "idf.safetensors")
         self.partial = self.path + PARTIAL_SUFFIX
         self.owned = owned_slots(trainer.model)
-        self.shard_group = next(trainer.model.value_tables()).group
+        self.table = next(trainer.model.value_tables())
         self.frequency = DocumentFrequency(self.owned, trainer.device)
         seed = config.debug.seed or 0
         sources = ", ".join(f"{source.path} x {source.weight}" for source in config.data.sources)
@@ -106,41 +105,32 @@ class BackgroundCount:
     def run(self) -> bool:
         """Count all documents; False if a stop request ended the pass before."""
         self._resume()
-        stop = StopRequest()
-        try:
-            return self._loop(stop)
-        finally:
-            stop.restore()
-
-    def _loop(self, stop: StopRequest) -> bool:
-        first, total = self.frequency.documents, self.settings.num_batches
-        batches = iter(self.trainer.dataloader)
+        trainer, total = self.trainer, self.settings.num_batches
+        first = self.frequency.documents
+        batches = iter(trainer.dataloader)
         begin = last_line = time.perf_counter()
-        while self.frequency.documents < total:
-            accesses = []
-            for _ in range(self.trainer.gradient_accumulation_steps):
-                accesses += slot_ids(self.trainer.addresses(*next(batches)), self.owned)
-            self.frequency.add_document(
-                sum_over_replicas(touched_slots(accesses), self.trainer.replicate_group)
-            )
-            done = self.frequency.documents
-            if self.trainer.agree(stop.requested):
-                self._save(self.partial, complete=False)
-                logger.info("Stopped on request after batch %d of %d", done, total)
-                return False
-            if done % self.settings.checkpoint_interval == 0 and done < total:
-                self._save(self.partial, complete=False)
-            now = time.perf_counter()
-            late = self.trainer.agree(now - last_line > SECONDS_BETWEEN_LINES)
-            if late or done in (first + 1, total):
-                last_line = now
-                self._print_progress(done, total, (done - first) / (now - begin))
-        self._save(self.path, complete=True)
+        with trainer.stop_on_request():
+            while self.frequency.documents < total:
+                self._count_document(batches)
+                done = self.frequency.documents
+                if on_any_rank(trainer.stop_requested(), trainer.device):
+                    self._save(self.partial, complete=False)
+                    logger.info("Stopped on request after batch %d of %d", done, total)
+                    return False
+                if done % self.settings.checkpoint_interval == 0 and done < total:
+                    self._save(self.partial, complete=False)
+                now = time.perf_counter()
+                late = on_any_rank(now - last_line > SECONDS_BETWEEN_LINES, trainer.device)
+                if late or done in (first + 1, total):
+                    last_line = now
+                    self._log_progress(done, total, (done - first) / (now - begin))
+            self._save(self.path, complete=True)
         return True
 
     def _resume(self) -> None:
+        """Go on from the partial file, if there is one."""
         first = self.settings.first_batch
-        if self.trainer.agree(storage.exists(self.partial)):
+        if on_any_rank(storage.exists(self.partial), self.trainer.device):
             metadata = read_metadata(self.partial)
             check_same_count(self.partial, metadata, self.metadata)
             if metadata.ranges != [[first, first + metadata.documents]]:
@@ -158,26 +148,33 @@ class BackgroundCount:
             logger.info("Resumed after batch %d from %s", metadata.documents, self.partial)
         self.trainer.dataloader.skip((first + self.frequency.documents) * self.settings.batch_size)
 
-    def _print_progress(self, done: int, total: int, speed: float) -> None:
-        used = slots_used_fraction(self.frequency.df, self.shard_group)
+    def _count_document(self, batches: Iterator[Batch]) -> None:
+        accesses = []
+        for _ in range(self.trainer.gradient_accumulation_steps):
+            accesses += slot_ids(self.trainer.accessed_rows(*next(batches)), self.owned)
+        touched = sum_over_replicas(touched_slots(accesses), self.table.replicate_group)
+        self.frequency.add_document(touched)
+
+    def _log_progress(self, done: int, total: int, speed: float) -> None:
+        used = slots_used_fraction(self.frequency.df, self.table.group)
         left = format_duration((total - done) / speed)
         form = "batch %d/%d  %.2f batches/s  slots used %.1f%%  left %s"
         logger.info(form, done, total, speed, 100 * used, left)
 
     def _save(self, path: str, complete: bool) -> None:
         """Write the counts so far; the complete file replaces the partial one."""
-        whole = self.frequency.gather(self.shard_group)
+        whole = self.frequency.gather(self.table.group)
         if dist.get_rank() == 0:
             assert whole is not None
-            df, counts = whole
-            first = self.settings.first_batch
-            ranges = [[first, first + self.frequency.documents]]
-            metadata = dataclasses.replace(self.metadata, ranges=ranges, complete=complete)
-            save_idf(path, df, counts, metadata)
+            first, documents = self.settings.first_batch, self.frequency.documents
+            metadata = dataclasses.replace(
+                self.metadata, ranges=[[first, first + documents]], complete=complete
+            )
+            save_idf(path, *whole, metadata)
             if complete:
                 storage.remove(self.partial)
-                picture = Path(self.trainer.job_config.job.dump_folder) / "document_frequency.png"
-                draw_histogram(df, self.frequency.documents, str(picture))
-                print(summary(df, counts, self.frequency.documents))
+                picture = self.folder / "document_frequency.png"
+                draw_histogram(whole[0], documents, str(picture))
+                print(summary(*whole, documents))
                 logger.info("Wrote %s and %s", path, picture)
         dist.barrier()

@@ -1,4 +1,4 @@
-"""What a run writes about itself: `metrics.jsonl`, the same for TensorBoard, a progress line.
+"""Metrics of a run: `metrics.jsonl`, the same for TensorBoard, progress lines; its sizes, logged.
 
 One line of `metrics.jsonl` is one step: `{"step": 20, "loss": 3.2, ...}`. A run that resumes at an
 earlier step drops the lines after it, so the file reads like that of an uninterrupted run.
@@ -12,8 +12,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch.distributed as dist
 from torch.utils.tensorboard import SummaryWriter
 
+from titan_smf.config.job import JobConfig
+from titan_smf.model.args import num_trainable
+from titan_smf.model.llama import MemoryLlama
 from titan_smf.runtime import format_duration, rank
 from titan_smf.storage import drop_lines_after
 from titan_smf.torchtitan_api import MetricsProcessor
@@ -25,22 +29,65 @@ PREVIOUS_FILE = "metrics.previous.jsonl"
 logger = logging.getLogger("titan_smf")
 
 
+def log_sizes(
+    config: JobConfig, model: MemoryLlama, device: str, flops_per_token: float, micro_batches: int
+) -> None:
+    """Log the sizes of the model, of a step, of this rank's part of the tables, and of a batch.
+
+    Args:
+        micro_batches: of a step on each rank; 0 without training data.
+    """
+    memory, sizes = model.model_args.memory, model.model_args.parameter_counts(model)
+    ranks, top_t = dist.get_world_size(), config.selection.top_t
+    logger.info("%s on %d x %s", config.job.description, ranks, device)
+    logger.info(
+        "Model: %s parameters, of which a token uses %s; %.3g MFLOP per token",
+        f"{sizes.total:,}",
+        f"{sizes.active:,}",
+        flops_per_token / 1e6,
+    )
+    if config.finetune.method == "sparse_memory":
+        trainable = f"at most {top_t * memory.v_dim:,}, in {top_t:,} rows"
+    else:
+        trainable = f"{num_trainable(model):,}"
+    logger.info("Trainable parameters per step: %s", trainable)
+    for table in model.value_tables():
+        local = table.local_values()
+        logger.info(
+            "Value table: %s slots x %d; on this rank %s rows, %.1f MiB",
+            f"{memory.num_slots:,}",
+            memory.v_dim,
+            f"{len(local):,}",
+            local.numel() * local.element_size() / 2**20,
+        )
+    if micro_batches:
+        logger.info(
+            "Batch: %d sequences of %d tokens in %d micro-batches; %d steps",
+            micro_batches * config.training.local_batch_size * ranks,
+            config.training.seq_len,
+            micro_batches,
+            config.training.steps,
+        )
+
+
 class RunMetrics(MetricsProcessor):
     """torchtitan's metrics processor with this project's names and files.
 
     `start` must be called before the first `record`. Only rank 0 writes.
     """
 
+    total_steps = 0
+    train_seconds = 0.0
+    train_steps = 0
+    seconds_per_step = 0.0
+    file: Any = None
+    writer: SummaryWriter | None = None
+
     def start(
         self, folder: Path, step: int, total_steps: int, tensorboard_folder: Path | None
     ) -> None:
         """Open the files of a run that goes on after `step`."""
         self.total_steps = total_steps
-        self.train_seconds = 0.0
-        self.train_steps = 0
-        self.seconds_per_step: float | None = None
-        self.file: Any = None
-        self.writer: SummaryWriter | None = None
         if rank() != 0:
             return
         if step == 0 and (folder / METRICS_FILE).is_file():
@@ -59,15 +106,14 @@ class RunMetrics(MetricsProcessor):
         self.train_steps += 1
 
     def speed(self) -> dict[str, float]:
-        """`tokens_per_second` of all ranks and `step_seconds`, since the last call."""
+        """Return `tokens_per_second` of all ranks and `step_seconds`, since the last call."""
         seconds, steps = self.train_seconds, max(self.train_steps, 1)
         tokens = self.ntokens_since_last_log * self.parallel_dims.world_size
         self.ntokens_since_last_log, self.train_seconds, self.train_steps = 0, 0.0, 0
         self.data_loading_times.clear()
+        per_step, before = seconds / steps, self.seconds_per_step
         # The first window holds compilation and first allocations: later ones replace it.
-        first = self.seconds_per_step is None
-        per_step = seconds / steps
-        self.seconds_per_step = per_step if first else 0.8 * self._estimate() + 0.2 * per_step
+        self.seconds_per_step = 0.8 * before + 0.2 * per_step if before else per_step
         return {
             "tokens_per_second": tokens / seconds if seconds else 0.0,
             "step_seconds": per_step,
@@ -85,15 +131,10 @@ class RunMetrics(MetricsProcessor):
 
     def close(self) -> None:
         """Flush and close the files."""
-        if getattr(self, "file", None) is not None:
-            self.file.close()
-        if getattr(self, "writer", None) is not None:
-            assert self.writer is not None
-            self.writer.close()
+        for output in (self.file, self.writer):
+            if output is not None:
+                output.close()
         super().close()
-
-    def _estimate(self) -> float:
-        return self.seconds_per_step or 0.0
 
     def _line(self, step: int, values: Mapping[str, float]) -> str:
         parts = [f"step {step}/{self.total_steps}"]
@@ -105,7 +146,8 @@ class RunMetrics(MetricsProcessor):
             for name, value in values.items()
             if name.startswith("evaluation/")
         ]
-        parts.append(f"left {format_duration((self.total_steps - step) * self._estimate())}")
+        left = (self.total_steps - step) * self.seconds_per_step
+        parts.append(f"left {format_duration(left)}")
         return "  ".join(parts)
 
 

@@ -1,11 +1,9 @@
-"""`patch.safetensors` of a sparse run, which the run makes of the base rows that it has kept."""
+"""`patch.safetensors`, which a sparse run writes, and the patches that a run starts from."""
 
 import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-
-import torch.distributed as dist
 
 from titan_smf.checkpoint.fingerprint import model_fingerprint
 from titan_smf.checkpoint.patch import chain, run_lineage
@@ -21,7 +19,7 @@ logger = logging.getLogger("titan_smf")
 
 
 def apply_patches(model: MemoryLlama, paths: Sequence[str]) -> None:
-    """Makes of the model what patches, in their order, make of it. Collective.
+    """Apply patches to a model, in their order. Collective.
 
     Raises:
         ConfigError: the model has no value tables.
@@ -40,33 +38,27 @@ def apply_patches(model: MemoryLlama, paths: Sequence[str]) -> None:
 
 
 class RunPatch:
-    """The patch from the weights that a run began with to those it has.
+    """Writes the difference between the weights that a run began with and those it has.
 
-    Which weights these were is part of the run's state: a resumed run does not have them any more.
+    The fingerprint of the first is part of the run's state: a resumed run no longer has them.
 
     Args:
         model: the run's.
         optimizers: one for each table, with the base values of the rows they changed.
         folder: the run's, which gets the file.
-        replicate_group: the ranks that hold the same rows; None if no other does.
     """
 
     def __init__(
-        self,
-        model: MemoryLlama,
-        optimizers: Sequence[RowOptimizer],
-        folder: Path,
-        replicate_group: dist.ProcessGroup | None,
+        self, model: MemoryLlama, optimizers: Sequence[RowOptimizer], folder: Path
     ) -> None:
         self.model = model
         self.optimizers = optimizers
         self.folder = folder
-        self.replicate_group = replicate_group
         self.base = ""
         """Fingerprint of the weights that the run began with."""
 
     def begin(self) -> None:
-        """Take the model as it is for the base. Collective."""
+        """Take the present weights for the base. Collective."""
         self.base = model_fingerprint(self.model)
         logger.info("The base's fingerprint is %s", self.base)
 
@@ -75,7 +67,7 @@ class RunPatch:
 
         Needs two and a half times the memory of the patch on rank 0.
         """
-        if self.replicate_group is not None and dist.get_rank(self.replicate_group) != 0:
+        if not self.optimizers[0].table.is_first_replica:
             return
         changed = [optimizer.base_rows() for optimizer in self.optimizers]
         lineage = [run_lineage(self.folder, step, self.base)]
@@ -86,7 +78,7 @@ class RunPatch:
             logger.info("Wrote %s: %s rows changed", path, f"{len(patch.ids):,}")
 
     def state_dict(self) -> dict[str, Any]:
-        """The base's fingerprint."""
+        """Return the base's fingerprint."""
         return {"base": self.base}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

@@ -1,12 +1,12 @@
 """The parts that torchtitan's Trainer builds a run from, for one configuration."""
 
 import copy
+import uuid
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 
 from titan_smf.config.job import JobConfig
 from titan_smf.config.sections import Source
@@ -15,27 +15,56 @@ from titan_smf.data.replay import Replay
 from titan_smf.data.sources import open_source
 from titan_smf.data.tokenizer import Tokenizer, load_tokenizer
 from titan_smf.errors import ConfigError
-from titan_smf.model.llama import FLAVORS, MemoryLlama, MemoryLlamaArgs
+from titan_smf.model.args import FLAVORS, MemoryLlamaArgs
+from titan_smf.model.llama import MemoryLlama
 from titan_smf.model.lora import LoraLlama, target_names
 from titan_smf.model.parallelize import parallelize
-from titan_smf.sparse.row_optimizer import RowOptimizer
-from titan_smf.streams.loader import StreamLoader
+from titan_smf.streams.loader import StreamLoader, open_stream
 from titan_smf.streams.records import Record
 from titan_smf.torchtitan_api import (
-    IGNORE_INDEX,
     OptimizersContainer,
     ParallelDims,
     TrainSpec,
     build_lr_schedulers,
+    register_train_spec,
 )
+from titan_smf.training.loss import build_loss
 from titan_smf.training.metrics import RunMetrics
-from titan_smf.training.sparse_memory import freeze, row_optimizers
+from titan_smf.training.optimizers import AdamWithValues, RowOptimizers
 
 _VOCABULARY_MULTIPLE = 64  # matrix products are faster on round sizes; the extra ids never occur
 
 
+def registered_config(config: JobConfig) -> JobConfig:
+    """Register the parts of a run; return its configuration as torchtitan's Trainer takes it.
+
+    A run ends with its stream: `training.steps` of `config` shrinks to that.
+
+    Raises:
+        ConfigError, DataError: the tokenizer, the data or the model cannot be built as asked.
+    """
+    stream: Sequence[Record] = ()
+    if path := config.stream.path:
+        stream = open_stream(path, config.stream.kind)
+        steps = len(stream) * config.stream.epochs * config.stream.steps_per_record
+        config.training.steps = min(config.training.steps, steps)
+    # torchtitan looks the parts up by the model's name; each run registers its own.
+    name = f"{config.model.name}-{uuid.uuid4()}"
+    register_train_spec(name, build_train_spec(config, stream))
+    # Ours replace torchtitan's own checkpoints, TensorBoard and validation.
+    changed = {
+        "model.name": name,
+        "checkpoint.enable": False,
+        "metrics.enable_tensorboard": False,
+        "validation.enable": False,
+    }
+    if not torch.accelerator.is_available():
+        changed["comm.trace_buf_size"] = 0  # a record of NCCL's calls is of no use on a CPU
+    return config.changed(changed)
+
+
 def build_train_spec(config: JobConfig, stream: Sequence[Record] = ()) -> TrainSpec:
-    """Everything torchtitan asks for, bound to `config`.
+    """Return the parts that torchtitan asks for, bound to `config`.
 
     Args:
         stream: the records of `stream.path`; with none, `data.sources` are trained on.
@@ -60,7 +89,7 @@ def build_train_spec(config: JobConfig, stream: Sequence[Record] = ()) -> TrainS
 
     def parallelized(model: MemoryLlama, dims: ParallelDims, job_config: JobConfig) -> MemoryLlama:
         if method in ("sparse_memory", "values"):
-            freeze(model)  # before FSDP, which then reduces no gradients
+            model.requires_grad_(False)  # before FSDP, which then reduces no gradients
         if method == "values":
             model.tables.requires_grad_(True)
         return parallelize(model, dims, job_config)
@@ -78,7 +107,7 @@ def build_train_spec(config: JobConfig, stream: Sequence[Record] = ()) -> TrainS
         build_lr_schedulers_fn=build_lr_schedulers,
         build_dataloader_fn=build_dataloader,  # type: ignore[arg-type]
         build_tokenizer_fn=lambda *_: tokenizer,  # type: ignore[arg-type]
-        build_loss_fn=_build_loss,
+        build_loss_fn=build_loss,
         build_metrics_processor_fn=lambda config, dims, *_: RunMetrics(config, dims),
     )
 
@@ -125,7 +154,7 @@ def _stream_loader(
 
 
 def model_args(config: JobConfig, tokenizer: Tokenizer) -> MemoryLlamaArgs:
-    """The flavor's sizes with the settings of `config` over them and the tokenizer's vocabulary."""
+    """Return the flavor's sizes, with `config`'s over them, and the tokenizer's vocabulary."""
     if config.model.flavor not in FLAVORS:
         raise ConfigError("model.flavor", config.model.flavor, ", ".join(FLAVORS))
     args = copy.deepcopy(FLAVORS[config.model.flavor])
@@ -138,70 +167,3 @@ def model_args(config: JobConfig, tokenizer: Tokenizer) -> MemoryLlamaArgs:
     if config.finetune.method == "lora":
         target_names(args, config.lora)
     return args
-
-
-class AdamWithValues(OptimizersContainer):
-    """Adam or AdamW in two groups: the value tables with a rate of their own, and the rest."""
-
-    def __init__(self, model: MemoryLlama, config: JobConfig) -> None:
-        settings = config.optimizer
-        shared = {
-            "lr": settings.lr,
-            "betas": (settings.beta1, settings.beta2),
-            "eps": settings.eps,
-            "weight_decay": settings.weight_decay,
-            "fused": settings.implementation == "fused",
-            "foreach": settings.implementation == "foreach",
-        }
-        values = [p for p in model.tables.parameters() if p.requires_grad]
-        rest = [
-            p for p in model.parameters() if p.requires_grad and all(p is not v for v in values)
-        ]
-        groups: list[dict[str, Any]] = [{"params": rest}] if rest else []
-        if values:
-            memory = config.memory
-            decay = memory.value_weight_decay
-            groups.append({"params": values, "lr": memory.value_lr, "weight_decay": decay})
-        self.model_parts = [model]
-        self.optimizers = [getattr(torch.optim, settings.name)(groups, **shared)]
-        self._post_init(rest + values, shared)
-
-
-class RowOptimizers(OptimizersContainer):
-    """The row optimizers of all tables. Their state goes by row, not by parameter."""
-
-    optimizers: list[RowOptimizer]
-
-    def __init__(self, model: MemoryLlama, config: JobConfig) -> None:
-        self.model_parts = [model]
-        self.optimizers = row_optimizers(model, config)
-        self._post_init([table.values for table in model.value_tables()], {})
-
-    def state_dict(self) -> dict[str, Any]:
-        """Nothing: a checkpoint holds the rows' state in files of its own."""
-        return {}
-
-    def zero_grad(self, *args: Any, **kwargs: Any) -> None:
-        """Nothing: each step makes its gradients anew."""
-
-
-def _build_loss(job_config: JobConfig, **_: Any) -> Any:
-    if job_config.compile.enable and "loss" in job_config.compile.components:
-        return torch.compile(summed_cross_entropy, backend=job_config.compile.backend)
-    return summed_cross_entropy
-
-
-def summed_cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Cross entropy in nats, summed over target tokens, in float32 or the wider type of `logits`.
-
-    Args:
-        logits: (B, S, vocabulary).
-        labels: (B, S) token ids; IGNORE_INDEX where there is no target.
-    """
-    wide = torch.promote_types(logits.dtype, torch.float32)
-    return F.cross_entropy(
-        logits.flatten(0, 1).to(wide),
-        labels.flatten(),
-        reduction="sum",
-        ignore_index=IGNORE_INDEX,
-    )
