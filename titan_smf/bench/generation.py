@@ -1,12 +1,16 @@
 """Generation: the key-value cache against reading everything again for each token."""
 
-import statistics
 import tempfile
-import time
+from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
-from titan_smf.bench.measure import Measure, on_ranks
-from titan_smf.bench.training import ROOT
+import torch
+import torch.distributed as dist
+
+from titan_smf.bench.measure import SETTINGS, Measure, load_settings, median_seconds, on_ranks
+from titan_smf.evaluation.generate import generate
+from titan_smf.training.trainer import Trainer
 
 PROMPTS = 64
 NEW_TOKENS = 16
@@ -14,64 +18,44 @@ BATCH_SIZE = 32
 LENGTHS = {"short prompts": (16, 48), "long prompts": (200, 400)}
 
 
-def generation(runs: int) -> list[Measure]:
+def generation(runs: int) -> Iterator[Measure]:
     """Answers of one length to prompts of many, on one process and on two ranks."""
-    measures = []
-    for ranks in (1, 2):
-        times = on_ranks(_times, ranks, runs)[0]
-        where = f"{ranks} ranks" if ranks > 1 else "one process"
+    for ranks, where in ((1, "one process"), (2, "2 ranks")):
+        seconds = on_ranks(_seconds_of_both, ranks, runs)[0]
         for prompts, (shortest, longest) in LENGTHS.items():
-            plain, cached = times[f"{prompts}, uncached"], times[f"{prompts}, cached"]
+            uncached, cached = seconds[prompts]
             speed = PROMPTS * NEW_TOKENS / cached
-            measures.append(
-                Measure(
-                    f"generation: uncached / cached, {prompts}, {where}",
-                    plain / cached,
-                    note=f"demo sizes, {shortest} to {longest} tokens: {speed:,.0f} new tokens/s",
-                )
+            yield Measure(
+                f"generation: uncached / cached, {prompts}, {where}",
+                uncached / cached,
+                note=f"demo sizes, {shortest} to {longest} tokens: {speed:,.0f} new tokens/s",
             )
-    return measures
 
 
-def _times(rank: int, runs: int) -> dict[str, float]:
-    """Median seconds of both ways, which run in turns."""
-    import torch
-
-    from titan_smf.config.job import load_config
-    from titan_smf.evaluation.generate import generate
-    from titan_smf.training.trainer import Trainer
-
+def _seconds_of_both(rank: int, runs: int) -> dict[str, list[float]]:
+    """Return the median seconds without and with the cache, by the name of the prompts."""
     generator = torch.Generator().manual_seed(0)
-    times: dict[str, float] = {}
+    seconds = {}
     with tempfile.TemporaryDirectory() as folder:
-        words = ["--job.config", str(ROOT / "train_configs/debug_pretrain.toml")]
-        words += ["--job.dump_folder", folder, "--model.flavor", "demo"]
-        words += ["--checkpoint.enable", "false", "--evaluation.seq_len", "512"]
-        trainer = Trainer(load_config(words))
+        trainer = Trainer(load_settings("debug_pretrain", folder, SETTINGS["generation"]))
         trainer.restore()
         model = trainer.evaluation.model
         for name, (shortest, longest) in LENGTHS.items():
             lengths = torch.randint(shortest, longest, (PROMPTS,), generator=generator).tolist()
             prompts = [torch.randint(256, (n,), generator=generator).tolist() for n in lengths]
-            seconds: dict[str, list[float]] = {"uncached": [], "cached": []}
-            for _ in range(-(-runs // 3)):
-                begin = time.perf_counter()
-                _uncached(model, prompts)
-                middle = time.perf_counter()
-                with model.open():
-                    generate(model, prompts, [], NEW_TOKENS, BATCH_SIZE)
-                seconds["uncached"].append(middle - begin)
-                seconds["cached"].append(time.perf_counter() - middle)
-            times |= {f"{name}, {way}": statistics.median(each) for way, each in seconds.items()}
+            both = [partial(_uncached, model, prompts), partial(_cached, model, prompts)]
+            seconds[name] = median_seconds(both, -(-runs // 3), at_least=0, warm_up=0)
         trainer.close()
-    return times
+    return seconds
+
+
+def _cached(model: Any, prompts: list[list[int]]) -> None:
+    with model.open():
+        generate(model, prompts, [], NEW_TOKENS, BATCH_SIZE)
 
 
 def _uncached(model: Any, prompts: list[list[int]]) -> None:
-    """The plain loop: batches of like length, every token of a batch read again for the next."""
-    import torch
-    import torch.distributed as dist
-
+    """Generate by the plain loop: batches of like length, each token reads all before it again."""
     order = sorted(prompts, key=len)[dist.get_rank() :: dist.get_world_size()]
     with torch.no_grad():
         for first in range(0, len(order), BATCH_SIZE):

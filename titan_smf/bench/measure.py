@@ -1,14 +1,19 @@
-"""Time, memory and bytes measured fairly, and the table in which the results are printed."""
+"""Measure time, memory and received bytes fairly, on one process or on several ranks."""
 
 import ctypes
 import itertools
+import json
+import logging
 import multiprocessing
 import os
 import statistics
 import tempfile
 import time
+import tomllib
+import warnings
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -17,12 +22,22 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.optim import Optimizer
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from titan_smf.config.job import JobConfig, load_config
+
+TRAIN_CONFIGS = Path(__file__).parents[2] / "train_configs"
+SETTINGS = tomllib.loads(Path(__file__).with_name("settings.toml").read_text())
+"""Settings of models and runs by name."""
+
+ACCESS_KINDS = ("uniform", "zipf")
+"""How the accesses of `random_slots` are distributed."""
 
 
 @dataclass(frozen=True)
 class Measure:
-    """One line of the table."""
+    """One result, a ratio."""
 
     name: str
     value: float
@@ -31,36 +46,38 @@ class Measure:
 
 
 def median_ratio(numerator: Callable[[], Any], denominator: Callable[[], Any], runs: int) -> float:
-    """Returns the ratio of two median times, see `median_seconds`."""
+    """Return the ratio of two median times, see `median_seconds`."""
     top, bottom = median_seconds([numerator, denominator], runs)
     return top / bottom
 
 
 def median_seconds(
-    functions: Sequence[Callable[[], Any]], runs: int, at_least: float = 1
+    functions: Sequence[Callable[[], Any]], runs: int, at_least: float = 1, warm_up: int = 2
 ) -> list[float]:
-    """Returns median times; the functions run in turns, after two runs to warm up.
+    """Time the functions in turns, after some runs to warm up; return each one's median.
 
-    Short functions run more often than `runs`, until `at_least` seconds have passed: 0 where
-    several ranks must run them equally often.
+    Args:
+        runs: timed runs of each function; short functions run more often, up to ten times that,
+            until `at_least` seconds have passed.
+        at_least: 0 where several ranks must run the functions equally often.
     """
     times: list[list[float]] = [[] for _ in functions]
     begin = time.perf_counter()
     for run in itertools.count():
-        if run >= runs + 2 and (time.perf_counter() - begin > at_least or run > 10 * runs):
+        if run >= runs + warm_up and (time.perf_counter() - begin > at_least or run > 10 * runs):
             break
         for function, seconds in zip(functions, times, strict=True):
             start = time.perf_counter()
             function()
-            if run >= 2:
+            if run >= warm_up:
                 seconds.append(time.perf_counter() - start)
     return list(map(statistics.median, times))
 
 
 def peak_growth(function: Callable[[], Any]) -> int:
-    """How far the resident memory of this process rises above what it is now, in bytes.
+    """Return how far this process's resident memory rises while the function runs, in bytes.
 
-    Memory that was freed before is first given back to the system, which then counts it again.
+    Memory freed before is first given back to the system, so that using it again counts.
     """
     ctypes.CDLL(None).malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")  # the peak is now what is resident
@@ -70,16 +87,16 @@ def peak_growth(function: Callable[[], Any]) -> int:
 
 
 def resident_peak() -> int:
-    """This process's peak resident bytes; getrusage would begin with those of its parent."""
+    """Return this process's peak resident bytes; getrusage would start from its parent's."""
     status = Path("/proc/self/status").read_text()
     return int(status.split("VmHWM:")[1].split()[0]) * 1024
 
 
 class ReceivedBytes(TorchDispatchMode):
-    """Counts the bytes that the collectives of this thread bring to this rank, by their names.
+    """Count the bytes that this rank receives from others, by collective, in this thread.
 
-    What arrives from other ranks: of an all-to-all and an all-gather exactly that; an all-reduce
-    counts as a ring's `2 (W - 1) / W` times its tensor.
+    All-to-all and all-gather count what arrives; all-reduce counts `2 (W - 1) / W` times its
+    tensor, as in a ring.
     """
 
     def __init__(self) -> None:
@@ -94,6 +111,7 @@ class ReceivedBytes(TorchDispatchMode):
 
 
 def _received(name: str, args: Any) -> int:
+    """Return the bytes that one call of a collective brings to this rank."""
     boxed = next(arg for arg in args if isinstance(arg, torch.ScriptObject))
     group = dist.ProcessGroup.unbox(boxed)
     rank, W = group.rank(), group.size()
@@ -110,8 +128,12 @@ def _received(name: str, args: Any) -> int:
 
 
 def random_slots(kind: str, num_slots: int, tokens: int, slots_per_token: int) -> Tensor:
-    """Returns (T, K) slots: `uniform`, or `zipf` where slot i has probability about 1 / (i + 1),
-    the slots being shuffled so that popular ones lie anywhere in the table."""
+    """Return random slots, int64 (T, K).
+
+    Args:
+        kind: `uniform`, or `zipf`: the i-th most popular slot has probability about 1 / (i + 1),
+            and popular slots lie anywhere in the table.
+    """
     share = torch.rand(tokens, slots_per_token, dtype=torch.float64)
     if kind == "uniform":
         return (share * num_slots).long()
@@ -119,46 +141,43 @@ def random_slots(kind: str, num_slots: int, tokens: int, slots_per_token: int) -
     return torch.randperm(num_slots)[rank]
 
 
-def table(measures: list[Measure]) -> str:
-    """Returns the measures as aligned columns."""
-    lines = [("measure", "value", "target", "note")]
-    lines += [(m.name, f"{m.value:.3g}", m.target, m.note) for m in measures]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
-        for line in lines
-    )
+def update_rows(optimizer: Optimizer, values: Tensor, rows: Tensor) -> None:
+    """Update only these rows of `values` by a dense optimizer, which masks the dense gradient."""
+    assert values.grad is not None
+    mask = torch.zeros(len(values), 1)
+    mask[rows] = 1
+    values.grad.mul_(mask)
+    optimizer.step()
+
+
+def load_settings(file: str, folder: str, settings: Mapping[str, Any]) -> JobConfig:
+    """Return the configuration of a run in `folder`: `train_configs/FILE.toml` and `settings`."""
+    words = ["--job.config", str(TRAIN_CONFIGS / f"{file}.toml"), "--job.dump_folder", folder]
+    for key, value in settings.items():
+        words += [f"--{key}", value if isinstance(value, str) else json.dumps(value)]
+    return load_config(words)
 
 
 def on_ranks(function: Callable[..., Any], world_size: int, *args: Any) -> list[Any]:
-    """Returns `function(rank, *args)` of every rank of a fresh gloo group of processes."""
-    context = multiprocessing.get_context("spawn")
-    results = context.SimpleQueue()
-    with tempfile.TemporaryDirectory() as folder:
-        processes = [
-            context.Process(
-                target=_rank, args=(results, f"{folder}/store", rank, world_size, function, args)
-            )
+    """Return `function(rank, *args)` of every rank of a fresh gloo group of processes."""
+    # No process takes two ranks: each waits for the others before it runs the function.
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        ProcessPoolExecutor(world_size, multiprocessing.get_context("spawn")) as processes,
+    ):
+        calls = [
+            processes.submit(_call_on_rank, f"{folder}/store", rank, world_size, function, args)
             for rank in range(world_size)
         ]
-        for process in processes:
-            process.start()
-        for process in processes:
-            process.join()
-    if any(process.exitcode for process in processes):
-        raise RuntimeError(f"a rank failed, see above: {function.__name__}")
-    return [result for _, result in sorted(results.get() for _ in processes)]
+        return [call.result() for call in calls]
 
 
-def _rank(
-    results: Any,
-    store: str,
-    rank: int,
-    world_size: int,
-    function: Callable[..., Any],
-    args: tuple[Any, ...],
-) -> None:
+def _call_on_rank(
+    store: str, rank: int, world_size: int, function: Callable[..., Any], args: tuple[Any, ...]
+) -> Any:
     torch.set_num_threads(1)
+    logging.disable()  # what torch and torchtitan say at each start
+    warnings.simplefilter("ignore")
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world_size))
     dist.init_process_group(
         "gloo",
@@ -167,5 +186,6 @@ def _rank(
         world_size=world_size,
         timeout=timedelta(minutes=5),
     )
-    results.put((rank, function(rank, *args)))
+    result = function(rank, *args)
     dist.destroy_process_group()
+    return result
