@@ -292,6 +292,9 @@ RELIED_ON = {
         "build_metrics_processor_fn"
     ),
     "torchtitan.protocols.train_spec.register_train_spec": "name train_spec",
+    "torchtitan.tools.profiling.maybe_enable_memory_snapshot": (
+        "profiling_config global_step base_folder"
+    ),
     "torchtitan.tools.profiling.maybe_enable_profiling": "profiling_config global_step base_folder",
     "torchtitan.tools.utils.device_type": "",
     "torchtitan.train.Trainer.batch_generator": "data_iterable",
