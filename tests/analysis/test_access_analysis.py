@@ -23,7 +23,7 @@ from titan_smf.analysis.measures import NOWHERE, auc, core_set, places
 from titan_smf.config.sections import Stream
 from titan_smf.data.tokenizer import Tokenizer, load_tokenizer
 from titan_smf.errors import ConfigError
-from titan_smf.streams.loader import open_stream
+from titan_smf.streams.records import Fact, open_stream
 
 WORLD = "synthetic:world?facts=300&new_facts=5"
 SIZES, TOP_T, BATCH = [10, 60, 400], 60, 8
@@ -131,7 +131,8 @@ def plain_analysis(folder: str, name: str) -> dict[str, Any]:
     names = names_in(config.stream)
     results = []
     for record in open_stream(config.stream.path, "facts"):
-        question = PROMPT[name].format(record.question)  # type: ignore[attr-defined]
+        assert isinstance(record, Fact)
+        question = PROMPT[name].format(record.question)
         whole = [reads(text) for text in (question, *record.texts[: TEXTS[name]])]
         counts: Counter[int] = Counter()
         for row in range(TEXTS[name]):

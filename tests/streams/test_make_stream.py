@@ -6,26 +6,26 @@ import json
 import random
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.streams.conftest import TOOL, ToolRun
 from titan_smf.data.raw_text import TextOptions
 from titan_smf.errors import ConfigError, DataError
-from titan_smf.streams.chunks import chunks_of, sentences_of
+from titan_smf.streams.chunks import split_chunks, split_sentences
 from titan_smf.streams.making import (
-    Choice,
-    Making,
+    StreamOptions,
+    Subset,
     make_documents,
     make_facts,
     text_of_facts,
     write_lines,
 )
 from titan_smf.streams.paraphrases import (
-    Patterns,
-    declaratives,
-    load_patterns,
+    declarative_sentences,
     pattern_rewrites,
     pattern_statements,
 )
@@ -33,7 +33,6 @@ from titan_smf.streams.records import Document, Fact, read_records
 from titan_smf.streams.rewriting import mentions
 from titan_smf.world.names import Draws
 
-TOOL = Path(__file__).resolve().parents[2] / "tools" / "make_stream.py"
 TEXT = """\
 The harbour of Brel was dug by Dr. A. B. Stone in 1871. It cost 3.5 million crowns! "Too much,"
 said the mayor. "Far too much." Was it? Nobody knows.
@@ -41,11 +40,6 @@ said the mayor. "Far too much." Was it? Nobody knows.
 = The lighthouse =
 It stands on the U.S. side, e.g. near the pier. It burns oil... and its lamp turns.
 """
-
-
-@pytest.fixture(scope="module")
-def patterns() -> Patterns:
-    return load_patterns()
 
 
 @pytest.fixture
@@ -90,31 +84,27 @@ DECLARATIVES = {
 
 
 @pytest.mark.parametrize("question", DECLARATIVES)
-def test_questions_become_sentences_only_by_a_rule_that_fits(
-    question: str, patterns: Patterns
-) -> None:
-    sentences = declaratives(question, "X", patterns.rules)
+def test_questions_become_sentences_only_by_a_rule_that_fits(question: str) -> None:
+    sentences = declarative_sentences(question, "X")
     assert sentences[:1] == [DECLARATIVES[question]] if DECLARATIVES[question] else not sentences
 
 
 @pytest.mark.parametrize("question", ["who wrote emma", "why {answer} is it?", "WHEN?", "a \\1 b"])
 @pytest.mark.parametrize("answer", ["Jane Austen", "{0} {question}", "\\g<1>.", "No."])
-def test_statements_are_different_and_tell_the_answer(
-    question: str, answer: str, patterns: Patterns
-) -> None:
-    made = pattern_statements(question, answer, 300, patterns, Draws(0, "a"))
+def test_statements_are_different_and_tell_the_answer(question: str, answer: str) -> None:
+    made = pattern_statements(question, answer, 300, Draws(0, "a"))
     assert len(set(made)) == len(made) == 300
     assert all(mentions(statement, answer) for statement in made)
     assert all(statement[0] == statement[0].upper() for statement in made)
     assert all(statement.endswith(".") and not statement.endswith("..") for statement in made)
-    assert made[:64] == pattern_statements(question, answer, 64, patterns, Draws(0, "a"))
-    assert made[:64] != pattern_statements(question, answer, 64, patterns, Draws(1, "a"))[:64]
+    assert made[:64] == pattern_statements(question, answer, 64, Draws(0, "a"))
+    assert made[:64] != pattern_statements(question, answer, 64, Draws(1, "a"))[:64]
     plain = sum('"' not in statement for statement in made[:64])
     assert plain == 0 if question != "who wrote emma" else 28 <= plain <= 36
 
 
 def test_sentences_end_where_they_should() -> None:
-    sentences = [sentence.strip() for sentence in sentences_of(TEXT)]
+    sentences = [sentence.strip() for sentence in split_sentences(TEXT)]
     assert sentences == [
         "The harbour of Brel was dug by Dr. A. B. Stone in 1871.",
         "It cost 3.5 million crowns!",
@@ -135,35 +125,37 @@ def test_chunks_lose_nothing_and_have_about_the_length_asked_for() -> None:
     for _ in range(300):
         text = "".join(chance.choices(pieces, k=chance.randrange(1, 80)))
         num_words = chance.randrange(5, 60)
-        chunks = chunks_of(text, num_words)
+        chunks = split_chunks(text, num_words)
         assert "".join(chunks) == (text if text.strip() else "")
         lengths = [len(chunk.split()) for chunk in chunks]
         # whole sentences of up to twice the length, and a short last chunk added to another
         assert all(length <= 2.5 * num_words for length in lengths)
         assert all(length > 0 for length in lengths)
-        ends = set(itertools.accumulate(map(len, sentences_of(text))))
+        ends = set(itertools.accumulate(map(len, split_sentences(text))))
         cuts = itertools.accumulate(map(len, chunks))
-        longest = max(len(sentence.split()) for sentence in sentences_of(text))
+        longest = max(len(sentence.split()) for sentence in split_sentences(text))
         assert longest > 2 * num_words or set(cuts) <= ends
-    lengths = [len(chunk.split()) for chunk in chunks_of("Five words in a sentence. " * 1000, 50)]
+    lengths = [
+        len(chunk.split()) for chunk in split_chunks("Five words in a sentence. " * 1000, 50)
+    ]
     assert lengths == [50] * 100
-    assert chunks_of("", 10) == chunks_of(" \n", 10) == []
+    assert split_chunks("", 10) == split_chunks(" \n", 10) == []
 
 
-def test_rewrites_are_different_and_made_of_the_sentences(patterns: Patterns) -> None:
-    made = pattern_rewrites(TEXT, 64, patterns, Draws(0))
+def test_rewrites_are_different_and_made_of_the_sentences() -> None:
+    made = pattern_rewrites(TEXT, 64, Draws(0))
     assert len(set(made)) == len(made) == 64
-    sentences = [sentence.strip() for sentence in sentences_of(TEXT)]
+    sentences = [sentence.strip() for sentence in split_sentences(TEXT)]
     told = collections.Counter(s for s in sentences for rewrite in made if s in rewrite)
     assert all(sum(s in rewrite for s in sentences) >= 5 for rewrite in made)
     assert min(told[sentence] for sentence in sentences) > 64 // 2
-    assert 1 <= len(pattern_rewrites("One sentence.", 200, patterns, Draws(0))) < 200
+    assert 1 <= len(pattern_rewrites("One sentence.", 200, Draws(0))) < 200
 
 
 def test_parts_share_no_question_and_leave_none_out(questions: str) -> None:
-    def ids(**choice: Any) -> list[str]:
-        making = Making(count=2, choice=Choice(**choice))
-        return [fact.id for fact in make_facts(questions, making, print)]
+    def ids(**subset: Any) -> list[str]:
+        options = StreamOptions(count=2, subset=Subset(**subset))
+        return [fact.id for fact in make_facts(questions, options, print)]
 
     everything = ids()
     assert everything == [str(n) for n in range(400)]
@@ -179,16 +171,16 @@ def test_parts_share_no_question_and_leave_none_out(questions: str) -> None:
 def test_a_question_in_other_case_and_signs_is_in_the_same_part() -> None:
     asked = [f"who wrote book {n}" for n in range(50)]
     again = [f"Who  wrote: Book {n}?" for n in range(50)]
-    choice = Choice("1/2")
-    chosen = choice.of(asked, str)
-    assert [again.index(text) for text in choice.of(again, str)] == list(map(asked.index, chosen))
+    subset = Subset("1/2")
+    chosen = subset.of(asked, str)
+    assert [again.index(text) for text in subset.of(again, str)] == list(map(asked.index, chosen))
     assert 0 < len(chosen) < 50
 
 
 @pytest.mark.parametrize("part", ["0/2", "3/2", "1", "1/0", "a/b", "1/2/3"])
 def test_wrong_parts_are_named(part: str) -> None:
     with pytest.raises(ConfigError, match="part: got"):
-        Choice(part)
+        Subset(part)
 
 
 def test_texts_come_from_a_field(tmp_path: Path) -> None:
@@ -198,24 +190,24 @@ def test_texts_come_from_a_field(tmp_path: Path) -> None:
     ]
     path = str(tmp_path / "facts.jsonl")
     write_lines(path, facts)
-    made = make_facts(path, Making(field="said"), print)
+    made = make_facts(path, StreamOptions(from_field="said"), print)
     assert [fact.statements for fact in made] == [("It is x.", "x."), ("It is y.",)]
     with pytest.raises(DataError, match=r"facts.jsonl:1: has no field 'sad', but id, question"):
-        make_facts(path, Making(field="sad"), print)
+        make_facts(path, StreamOptions(from_field="sad"), print)
 
     chunks: list[dict[str, Any]] = [
         {"id": 7, "passage": "One.", "said": ["1."]},
         {"passage": "Two.", "said": ["2."]},
     ]
     write_lines(path, chunks)
-    options = TextOptions(field="passage")
-    documents = make_documents([path], Making(field="said"), print, options)
+    options = StreamOptions(from_field="said", text=TextOptions(field="passage"))
+    documents = make_documents([path], options, print)
     assert documents == [Document("7", "One.", ("1.",)), Document("000001", "Two.", ("2.",))]
     with pytest.raises(DataError, match=r"facts.jsonl:1: has no field 'text', but id, passage"):
-        make_documents([path], Making(field="said"), print)
+        make_documents([path], StreamOptions(from_field="said"), print)
     write_lines(path, [chunks[0], chunks[0]])
     with pytest.raises(DataError, match=r"facts.jsonl:2: has the id '7' of .*facts.jsonl:1; give"):
-        make_documents([path], Making(field="said"), print, options)
+        make_documents([path], options, print)
 
 
 def test_text_of_facts_states_all_and_asks_a_share() -> None:
@@ -236,12 +228,9 @@ def test_text_of_facts_states_all_and_asks_a_share() -> None:
     assert not any("Q: " in row["text"] for row in text_of_facts(facts, 1, 0.0, seed=1))
 
 
-def run_tool(*args: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(TOOL), *args]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60)
-
-
-def test_the_tool_writes_streams_that_can_be_read(questions: str, tmp_path: Path) -> None:
+def test_the_tool_writes_streams_that_can_be_read(
+    questions: str, make_stream: Callable[..., ToolRun], tmp_path: Path
+) -> None:
     facts, documents, text = (str(tmp_path / f"{name}.jsonl") for name in "fdt")
     (tmp_path / "text.txt").write_text(TEXT)
     commands = [
@@ -249,20 +238,25 @@ def test_the_tool_writes_streams_that_can_be_read(questions: str, tmp_path: Path
         ["documents", str(tmp_path / "text.txt"), "--output", documents, "--chunk-words", "15"],
         ["text", facts, "--output", text, "--statements", "4"],
     ]
-    contents: list[bytes] = []
-    for command in commands * 2:
-        done = run_tool(*command, "--overwrite")
-        assert done.returncode == 0, done.stderr
+    told, contents = "", []
+    for command in commands:
+        done = make_stream(*command)
+        assert done.code == 0, done.err
+        told += done.out
         contents.append(Path(command[3]).read_bytes())
-    assert contents[:3] == contents[3:]
-    assert "f.jsonl: 30 facts, 1,920 statements, " in run_tool(*commands[0], "--overwrite").stdout
+    for command in commands:  # in another process, which hashes otherwise
+        subprocess.run([sys.executable, TOOL, *command, "--overwrite"], check=True, timeout=60)
+    assert [Path(command[3]).read_bytes() for command in commands] == contents
+    assert "f.jsonl: 30 facts, 1,920 statements, " in told
     assert len(read_records(facts, Fact)) == 30
     chunks = read_records(documents, Document)
     assert [chunk.id for chunk in chunks] == [f"00000{d}-00{n}" for d in (0, 1) for n in (0, 1)]
     assert all(json.loads(line)["text"] for line in Path(text).read_text().splitlines())
 
 
-def test_the_tool_names_mistakes(questions: str, tmp_path: Path) -> None:
+def test_the_tool_names_mistakes(
+    questions: str, make_stream: Callable[..., ToolRun], tmp_path: Path
+) -> None:
     output = str(tmp_path / "out.jsonl")
     for args, message in {
         ("--output", questions): "questions.jsonl: exists; choose another output",
@@ -276,8 +270,8 @@ def test_the_tool_names_mistakes(questions: str, tmp_path: Path) -> None:
             *("--from-field", "said"),
         ): "endpoint: got 'http://a/v1'; allowed: not together with a field",
     }.items():
-        done = run_tool("facts", questions, *args)
-        assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
-        assert done.stderr.startswith("error: ")
-        assert message in done.stderr
+        done = make_stream("facts", questions, *args)
+        assert (done.code, done.err.count("\n")) == (2, 1), done.err
+        assert done.err.startswith("error: ")
+        assert message in done.err
         assert not Path(output).exists()

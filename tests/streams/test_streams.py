@@ -17,8 +17,8 @@ from titan_smf.data.loader import TokenLoader, WeightedShards
 from titan_smf.data.token_shards import ShardWriter, TokenShards, write_index
 from titan_smf.data.tokenizer import Tokenizer, load_tokenizer, train_rank_file
 from titan_smf.errors import CheckpointError, ConfigError, DataError
-from titan_smf.streams.loader import StreamLoader, open_stream
-from titan_smf.streams.records import Document, Fact, Record, read_records
+from titan_smf.streams.loader import StreamLoader
+from titan_smf.streams.records import Document, Fact, Record, open_stream, read_records
 
 SEQ_LEN = 12
 FACT_LINE: dict[str, Any] = {
@@ -35,45 +35,29 @@ FACT_FORM = (
 Row = tuple[tuple[int, ...], tuple[int, ...]]
 
 
-@pytest.fixture(scope="module")
-def tokenizer() -> Tokenizer:
-    return load_tokenizer("bytes")
-
-
 def fact(name: str, num_statements: int) -> Fact:
     texts = tuple(f"{name}{'.' * (i % 4)}{i}" for i in range(num_statements))
     return Fact(name, texts, "?", ("!",))
 
 
-@pytest.fixture(scope="module")
-def facts() -> list[Fact]:
-    """With fewer, as many and more statements than a global batch of 8 has rows."""
-    return [fact(f"f{n}", n) for n in (1, 3, 8, 11, 20)]
+TOKENIZER = load_tokenizer("bytes")
+FACTS = [fact(f"f{n}", n) for n in (1, 3, 8, 11, 20)]
+"""With fewer, as many and more statements than a global batch of 8 has rows."""
 
 
 def loaders(
     records: Sequence[Record],
-    tokenizer: Tokenizer,
     num_ranks: int = 1,
     batch_size: int = 8,
     global_size: int = 8,
-    epochs: int = 1,
     seq_len: int = SEQ_LEN,
-    steps_per_record: int = 1,
+    tokenizer: Tokenizer = TOKENIZER,
+    **options: Any,
 ) -> list[StreamLoader]:
     """One loader a rank."""
+    sizes = (seq_len, batch_size, global_size)
     return [
-        StreamLoader(
-            records,
-            tokenizer,
-            seq_len,
-            batch_size,
-            global_size,
-            rank,
-            num_ranks,
-            epochs=epochs,
-            steps_per_record=steps_per_record,
-        )
+        StreamLoader(records, tokenizer, *sizes, rank, num_ranks, **options)
         for rank in range(num_ranks)
     ]
 
@@ -92,13 +76,9 @@ def rows_of(ranks: list[StreamLoader], num_batches: int | None = None) -> list[R
     return rows
 
 
-def text_of(row: Row, tokenizer: Tokenizer) -> str:
-    """The text of a row, of which only the counted positions are looked at."""
-    return tokenizer.decode([target for target in row[1] if target != -100][:-1])
-
-
-def texts_of(rows: list[Row], tokenizer: Tokenizer) -> list[str]:
-    return [text_of(row, tokenizer) for row in rows]
+def texts_of(rows: list[Row]) -> list[str]:
+    """The texts of rows, of which only the counted positions are looked at."""
+    return [TOKENIZER.decode([t for t in targets if t != -100][:-1]) for _, targets in rows]
 
 
 def test_every_kind_of_file_gives_the_same_records(tmp_path: Path) -> None:
@@ -229,17 +209,15 @@ def test_a_synthetic_stream_needs_no_file() -> None:
             open_stream(bad, "facts")
 
 
-def test_a_row_is_begin_text_end_and_padding_is_never_counted(
-    tokenizer: Tokenizer, tmp_path: Path
-) -> None:
+def test_a_row_is_begin_text_end_and_padding_is_never_counted(tmp_path: Path) -> None:
     record = Fact("a", ("ab", "é", "abcdefghijk", "abcdefghijkl"), "?", ("!",))
     rank_file = str(tmp_path / "ranks.tiktoken")
     train_rank_file(["abc abd"], 260, rank_file)
     without_begin = load_tokenizer(path=rank_file, pattern="gpt2")
     assert without_begin.pad_id == without_begin.eos_id
     assert without_begin.bos_id is None
-    for each in (tokenizer, without_begin):
-        rows = rows_of(loaders([record], each, batch_size=4, global_size=4))
+    for each in (TOKENIZER, without_begin):
+        rows = rows_of(loaders([record], batch_size=4, global_size=4, tokenizer=each))
         assert len(rows) == 4
         for text, (inputs, labels) in zip(record.statements, rows, strict=True):
             tokens = each.encode(text, bos=True, eos=True)[: SEQ_LEN + 1]
@@ -250,130 +228,114 @@ def test_a_row_is_begin_text_end_and_padding_is_never_counted(
             assert sum(counted) == len(tokens) - 1, "one position for each token that is read"
 
 
-def test_steps_follow_the_stream(facts: list[Fact], tokenizer: Tokenizer) -> None:
-    (loader,) = loaders(facts, tokenizer, epochs=3)
+def test_steps_follow_the_stream_and_end_with_it() -> None:
+    (loader,) = loaders(FACTS, epochs=3)
     assert loader.num_steps == 15
     batches = list(loader)
     assert len(batches) == loader.num_steps
     for step, (_, labels) in enumerate(batches):
-        names = {tokenizer.decode(row[row != -100].tolist())[:2] for row in labels}
-        assert names == {facts[step % 5].id[:2]}, "one fact a step, in order"
+        names = {TOKENIZER.decode(row[row != -100].tolist())[:2] for row in labels}
+        assert names == {FACTS[step % 5].id[:2]}, "one fact a step, in order"
+    (resumed,) = loaders(FACTS, epochs=3)
+    resumed.load_state_dict(loader.state_dict())
+    assert list(loader) == list(resumed) == [], "a finished stream stays finished"
 
 
-def test_steps_in_a_row_have_the_next_statements(facts: list[Fact], tokenizer: Tokenizer) -> None:
-    (loader,) = loaders(facts, tokenizer, epochs=2, steps_per_record=3)
+def test_steps_in_a_row_have_the_next_statements() -> None:
+    (loader,) = loaders(FACTS, epochs=2, steps_per_record=3)
     assert loader.num_steps == 30
     for step, (_, labels) in enumerate(loader):
-        names = {tokenizer.decode(row[row != -100].tolist())[:2] for row in labels}
-        assert names == {facts[step // 3 % 5].id[:2]}, "three steps on each fact"
-    many = facts[-1]
-    in_epochs = texts_of(rows_of(loaders([many], tokenizer, epochs=6)), tokenizer)
-    in_a_row = loaders([many], tokenizer, epochs=2, steps_per_record=3)
-    assert texts_of(rows_of(in_a_row), tokenizer) == in_epochs
+        names = {TOKENIZER.decode(row[row != -100].tolist())[:2] for row in labels}
+        assert names == {FACTS[step // 3 % 5].id[:2]}, "three steps on each fact"
+    many = FACTS[-1]
+    in_epochs = texts_of(rows_of(loaders([many], epochs=6)))
+    in_a_row = loaders([many], epochs=2, steps_per_record=3)
+    assert texts_of(rows_of(in_a_row)) == in_epochs
 
 
-def test_statements_repeat_in_order_and_rotate_over_epochs(
-    facts: list[Fact], tokenizer: Tokenizer
-) -> None:
-    for each in facts:
-        texts = texts_of(rows_of(loaders([each], tokenizer, epochs=5)), tokenizer)
+def test_statements_repeat_in_order_and_rotate_over_epochs() -> None:
+    for each in FACTS:
+        texts = texts_of(rows_of(loaders([each], epochs=5)))
         endless = itertools.islice(itertools.cycle(each.statements), 5 * 8)
         assert texts == list(endless)
-    many = facts[-1]
-    texts = texts_of(rows_of(loaders([many], tokenizer, epochs=3)), tokenizer)
+    many = FACTS[-1]
+    texts = texts_of(rows_of(loaders([many], epochs=3)))
     assert len(set(texts[:16])) == 16, "two epochs have other statements"
     assert set(texts) == set(many.statements), "three epochs have all twenty"
 
 
-def test_the_global_batch_does_not_depend_on_ranks_and_micro_batches(
-    facts: list[Fact], tokenizer: Tokenizer
-) -> None:
-    expected = rows_of(loaders(facts, tokenizer, epochs=2))
+def test_the_global_batch_does_not_depend_on_ranks_and_micro_batches() -> None:
+    expected = rows_of(loaders(FACTS, epochs=2))
     assert len(expected) == 2 * 5 * 8
     for num_ranks, batch_size in [(1, 1), (1, 4), (2, 1), (2, 2), (2, 4), (4, 1), (4, 2), (8, 1)]:
-        ranks = loaders(facts, tokenizer, num_ranks, batch_size, epochs=2)
+        ranks = loaders(FACTS, num_ranks, batch_size, epochs=2)
         assert rows_of(ranks) == expected
         states = {json.dumps(rank.state_dict()) for rank in ranks}
         assert len(states) == 1, "the state is the same on every rank"
 
 
-def test_resume_at_every_position_with_other_ranks(facts: list[Fact], tokenizer: Tokenizer) -> None:
-    expected = rows_of(loaders(facts, tokenizer, steps_per_record=2))
+def test_resume_at_every_position_with_other_ranks() -> None:
+    expected = rows_of(loaders(FACTS, steps_per_record=2))
     shapes = [(1, 8), (2, 2), (4, 1), (1, 2), (4, 2)]
     for (num_ranks, batch_size), other in itertools.product(shapes, shapes):
-        ranks = loaders(facts, tokenizer, num_ranks, batch_size, steps_per_record=2)
+        ranks = loaders(FACTS, num_ranks, batch_size, steps_per_record=2)
         micro_batches = 8 // (num_ranks * batch_size)
         rows: list[Row] = []
         for step in range(10 + 1):
             assert rows == expected[: step * 8]
             state = json.loads(json.dumps(ranks[-1].state_dict()))
-            resumed = loaders(facts, tokenizer, *other, steps_per_record=2)
+            resumed = loaders(FACTS, *other, steps_per_record=2)
             for rank in resumed:
                 rank.load_state_dict(state)
             assert rows_of(resumed) == expected[step * 8 :]
             rows += rows_of(ranks, micro_batches)
 
 
-def test_a_state_saved_amid_a_global_batch_starts_it_anew(
-    facts: list[Fact], tokenizer: Tokenizer
-) -> None:
-    expected = rows_of(loaders(facts, tokenizer))
-    ranks = loaders(facts, tokenizer, num_ranks=2, batch_size=1)
+def test_a_state_saved_amid_a_global_batch_starts_it_anew() -> None:
+    expected = rows_of(loaders(FACTS))
+    ranks = loaders(FACTS, num_ranks=2, batch_size=1)
     rows_of(ranks, num_batches=4 + 3)
-    resumed = loaders(facts, tokenizer)
+    resumed = loaders(FACTS)
     resumed[0].load_state_dict(ranks[0].state_dict())
     assert rows_of(resumed) == expected[8:]
 
 
-def test_a_finished_stream_stays_finished(facts: list[Fact], tokenizer: Tokenizer) -> None:
-    (loader,) = loaders(facts, tokenizer)
-    assert len(list(loader)) == 5
-    assert list(loader) == []
-    (resumed,) = loaders(facts, tokenizer)
-    resumed.load_state_dict(loader.state_dict())
-    assert list(resumed) == []
-
-
-def test_long_texts_lose_their_end_with_one_warning(
-    tokenizer: Tokenizer, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_long_texts_lose_their_end_with_one_warning(caplog: pytest.LogCaptureFixture) -> None:
     fitting = Fact("a", ("x" * (SEQ_LEN - 1), "short"), "?", ("!",))
     long = Fact("b", ("x" * SEQ_LEN, "y" * 100, "z"), "?", ("!",))
     with caplog.at_level(logging.WARNING, "titan_smf"):
-        loaders([fitting], tokenizer)
+        loaders([fitting])
         assert caplog.messages == []
-        ranks = loaders([fitting, long], tokenizer, num_ranks=2, batch_size=4)
+        ranks = loaders([fitting, long], num_ranks=2, batch_size=4)
     assert caplog.messages == [
         "2 of the stream's 5 texts are longer than training.seq_len 12 and lose their end; 101 "
         "would hold them all"
     ]
     inputs, labels = rows_of(ranks)[8 + 1]
-    assert inputs == (tokenizer.bos_id, *[ord("y")] * (SEQ_LEN - 1))
+    assert inputs == (TOKENIZER.bos_id, *[ord("y")] * (SEQ_LEN - 1))
     assert labels == (ord("y"),) * SEQ_LEN
 
 
-def test_resuming_something_else_says_what_differs(
-    facts: list[Fact], tokenizer: Tokenizer, tmp_path: Path
-) -> None:
-    (loader,) = loaders(facts, tokenizer, epochs=2)
+def test_resuming_something_else_says_what_differs(tmp_path: Path) -> None:
+    (loader,) = loaders(FACTS, epochs=2)
     state = loader.state_dict()
-    changed = [*facts[:-1], Fact("f20", (*facts[-1].statements[:-1], "other"), "?", ("!",))]
+    changed = [*FACTS[:-1], Fact("f20", (*FACTS[-1].statements[:-1], "other"), "?", ("!",))]
     digest = "stream_digest is [0-9a-f]{16} here and [0-9a-f]{16} in the checkpoint"
-    writer = ShardWriter(str(tmp_path), "00000", tokenizer)
+    writer = ShardWriter(str(tmp_path), "00000", TOKENIZER)
     writer.add("text " * 20)
-    write_index(str(tmp_path), tokenizer, writer.close())
+    write_index(str(tmp_path), TOKENIZER, writer.close())
     shards = TokenLoader([WeightedShards("s", TokenShards(str(tmp_path)))], 12, 8, 0, 1, 0)
     cases: list[tuple[StreamLoader | TokenLoader, str]] = [
-        (loaders(changed, tokenizer, epochs=2)[0], f": {digest}\\. Use the stream"),
-        (loaders(facts[::-1], tokenizer, epochs=2)[0], f": {digest}\\. Use the stream"),
-        (loaders(facts[:4], tokenizer, epochs=2)[0], f"stream_records is 4 here and 5 .*{digest}"),
-        (loaders(facts, tokenizer)[0], "resumed: epochs is 1 here and 2 in the checkpoint. Use"),
+        (loaders(changed, epochs=2)[0], f": {digest}\\. Use the stream"),
+        (loaders(FACTS[::-1], epochs=2)[0], f": {digest}\\. Use the stream"),
+        (loaders(FACTS[:4], epochs=2)[0], f"stream_records is 4 here and 5 .*{digest}"),
+        (loaders(FACTS)[0], "resumed: epochs is 1 here and 2 in the checkpoint. Use"),
         (
-            loaders(facts, tokenizer, epochs=2, global_size=16)[0],
+            loaders(FACTS, epochs=2, global_size=16)[0],
             "resumed: global_batch_size is 16 here and 8 in the checkpoint. Use the stream",
         ),
         (
-            loaders(facts, tokenizer, epochs=2, seq_len=9)[0],
+            loaders(FACTS, epochs=2, seq_len=9)[0],
             "resumed: seq_len is 9 here and 12 in the checkpoint. Use the stream and settings",
         ),
         (shards, "epochs is absent here and 2 in the checkpoint"),
@@ -383,5 +345,5 @@ def test_resuming_something_else_says_what_differs(
             other.load_state_dict(state)
     with pytest.raises(CheckpointError, match="seed is absent here and 0 in the checkpoint"):
         loader.load_state_dict(shards.state_dict())
-    asked_otherwise = [Fact(f.id, f.statements, "Other?", ("other",)) for f in facts]
-    loaders(asked_otherwise, tokenizer, epochs=2)[0].load_state_dict(state)
+    asked_otherwise = [Fact(f.id, f.statements, "Other?", ("other",)) for f in FACTS]
+    loaders(asked_otherwise, epochs=2)[0].load_state_dict(state)

@@ -9,7 +9,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
+
+from titan_smf.streams.endpoint import ChatClient, EndpointOptions
+
+KEY_VARIABLE = "TITAN_SMF_TEST_KEY"
 
 
 @dataclass(frozen=True)
@@ -27,6 +32,19 @@ class Answer:
 
 Behaviour = Callable[[int, dict[str, Any]], Answer]
 """The answer to a request by its number, from 0, and its body."""
+
+
+def client_of(
+    url: str, cache: Path, report: Callable[[str], None] = print, **options: Any
+) -> ChatClient:
+    """A client that waits less than users' do."""
+    options = {"tries": 4, "first_wait": 0.01, "longest_wait": 5.0, **options}
+    return ChatClient(EndpointOptions(url, "m", KEY_VARIABLE, cache=str(cache), **options), report)
+
+
+def first(answer: Answer, then: str = "Good.") -> Behaviour:
+    """`answer` to the first request, a completion to the others."""
+    return lambda number, _: answer if number == 0 else completion(then)
 
 
 def completion(text: str | None, finish: str = "stop") -> Answer:

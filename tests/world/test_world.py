@@ -17,8 +17,7 @@ from titan_smf.commands import make_world
 from titan_smf.commands.entry import exit_code
 from titan_smf.data.tokenizer import load_tokenizer, train_rank_file
 from titan_smf.errors import ConfigError
-from titan_smf.streams.records import Document, Fact, read_records
-from titan_smf.streams.world_streams import document_stream, fact_stream
+from titan_smf.streams.records import Document, Fact, document_stream, fact_stream, read_records
 from titan_smf.world.names import nearest, similarity
 from titan_smf.world.words import RELATIONS, WORDS
 from titan_smf.world.world import FACT_SETS, STREAM_STATEMENTS, TRAIN_STATEMENTS, World

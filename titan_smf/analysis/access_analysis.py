@@ -51,8 +51,7 @@ from titan_smf.evaluation.templates import load_template
 from titan_smf.model.llama import SlotLookup
 from titan_smf.sparse.accesses import OwnedSlots, touched_slots
 from titan_smf.sparse.ranking import Ranking, SelectionRule, select
-from titan_smf.streams.loader import open_stream
-from titan_smf.streams.records import Document, Fact, Record
+from titan_smf.streams.records import Document, Fact, Record, open_stream
 from titan_smf.training.background import load_background
 from titan_smf.training.trainer import Trainer
 

@@ -15,24 +15,24 @@ twice. Exit codes: 0 done, 2 a mistake, 130 interrupted.
 """
 
 import argparse
+import functools
 from collections.abc import Sequence
 from typing import Any
 
 from titan_smf.commands.entry import add_options, make_parser
 from titan_smf.data.raw_text import TextOptions
 from titan_smf.errors import ConfigError
-from titan_smf.streams.endpoint import Endpoint
+from titan_smf.streams.endpoint import EndpointOptions
 from titan_smf.streams.making import (
-    Asking,
-    Choice,
-    Making,
+    StreamOptions,
+    Subset,
     check_output,
     make_documents,
     make_facts,
     text_of_facts,
     write_lines,
 )
-from titan_smf.streams.records import Fact, read_records
+from titan_smf.streams.records import Fact, Record, read_records
 
 INPUTS = {"facts": "QUESTIONS", "documents": "TEXT", "text": "FACTS"}
 STREAMS = "facts documents"
@@ -81,43 +81,39 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str]) -> None:
-    """Make what the arguments say, and write it.
+    """Make and write what the arguments say.
 
     Raises:
         UserError: a mistake in the input or the settings, or an endpoint that does not answer.
     """
     args = parse_arguments(argv)
     check_output(args.output, args.overwrite)
+    report = functools.partial(print, flush=True)  # at once, also where the output is a file
     records: Sequence[Any]
     if args.command == "text":
         facts = read_records(args.inputs[0], Fact)
         records = text_of_facts(facts, args.statements, args.asked_share, args.seed)
-        told = f"{len(records):,} texts of {len(facts):,} facts"
+        made = f"{len(records):,} texts of {len(facts):,} facts"
     elif args.command == "facts":
-        records = make_facts(args.inputs[0], _making(args, args.statements), report)
-        told = (
-            f"{len(records):,} facts, {sum(len(fact.statements) for fact in records):,} statements"
-        )
+        records = make_facts(args.inputs[0], _options(args), report)
+        made = f"{len(records):,} facts, {_num_texts(records):,} statements"
     else:
-        text = TextOptions(args.field, args.split_text, args.hf_config, args.hf_split)
-        making = _making(args, args.rewrites)
-        records = make_documents(args.inputs, making, report, text, args.chunk_words)
-        told = (
-            f"{len(records):,} chunks, {sum(len(chunk.rewrites) for chunk in records):,} rewrites"
-        )
-    print(f"{args.output}: {told}, {write_lines(args.output, records):,} bytes")
+        records = make_documents(args.inputs, _options(args), report)
+        made = f"{len(records):,} chunks, {_num_texts(records):,} rewrites"
+    print(f"{args.output}: {made}, {write_lines(args.output, records):,} bytes")
 
 
-def report(line: str) -> None:
-    """Show a line at once, also where the output is a file."""
-    print(line, flush=True)
+def _num_texts(records: Sequence[Record]) -> int:
+    return sum(len(record.texts) for record in records)
 
 
-def _making(args: argparse.Namespace, count: int) -> Making:
-    asking = None
+def _options(args: argparse.Namespace) -> StreamOptions:
+    endpoint = None
     if args.endpoint:
-        asking = Asking(
-            Endpoint(args.endpoint, args.model, args.key_variable),
+        endpoint = EndpointOptions(
+            args.endpoint,
+            args.model,
+            args.key_variable,
             args.prompts,
             args.cache,
             args.concurrency,
@@ -127,5 +123,10 @@ def _making(args: argparse.Namespace, count: int) -> Making:
         )
     elif args.model or args.prompts:
         raise ConfigError("--endpoint", "", "a URL, since a model or prompts are given")
-    choice = Choice(args.part, args.skip, args.limit)
-    return Making(count, args.seed, args.from_field, asking, choice)
+    subset = Subset(args.part, args.skip, args.limit)
+    if args.command == "facts":
+        return StreamOptions(args.statements, args.seed, args.from_field, endpoint, subset)
+    text = TextOptions(args.field, args.split_text, args.hf_config, args.hf_split)
+    return StreamOptions(
+        args.rewrites, args.seed, args.from_field, endpoint, subset, text, args.chunk_words
+    )

@@ -23,7 +23,7 @@ from typing import Any
 from titan_smf import storage
 from titan_smf.commands.entry import add_options, make_parser
 from titan_smf.errors import ConfigError
-from titan_smf.streams.world_streams import document_stream, fact_stream
+from titan_smf.streams.records import document_stream, fact_stream
 from titan_smf.world.world import FACT_SETS, STREAM_STATEMENTS, World
 
 # option, default, what it is

@@ -35,7 +35,7 @@ from titan_smf.reproduce.plan import Plan, given_settings
 from titan_smf.reproduce.runs import COMPLETE, Run, planned_runs, save_rates
 from titan_smf.runtime import format_duration, from_first_rank, rank, world_size
 from titan_smf.storage import write_json
-from titan_smf.streams.loader import open_stream
+from titan_smf.streams.records import open_stream
 from titan_smf.training.trainer import Trainer
 from titan_smf.training.trainer import run as run_trainer
 

@@ -1,4 +1,4 @@
-"""Text cut into sentences, and into chunks of whole sentences; nothing is lost or changed."""
+"""Cut text into sentences, and into chunks of whole sentences; nothing is lost or changed."""
 
 import re
 
@@ -13,8 +13,8 @@ SMALLEST_TAIL = 0.25
 """A last chunk shorter than this share is added to the one before."""
 
 
-def sentences_of(text: str) -> list[str]:
-    """The sentences and lines of a text, each with the space after it; joined they are the text."""
+def split_sentences(text: str) -> list[str]:
+    """Return the sentences and lines of a text, with the space after each; joined, the text."""
     starts = [0]
     for match in BOUNDARY.finditer(text):
         before, after = text[starts[-1] : match.start() + 1], text[match.end() : match.end() + 1]
@@ -24,15 +24,15 @@ def sentences_of(text: str) -> list[str]:
     return [text[a:b] for a, b in zip(starts, [*starts[1:], len(text)], strict=True)]
 
 
-def chunks_of(text: str, num_words: int) -> list[str]:
-    """Chunks of about `num_words` words (split at white space) that end where a sentence does.
+def split_chunks(text: str, num_words: int) -> list[str]:
+    """Return chunks of about `num_words` words (split at white space) of whole sentences.
 
     A chunk ends where its length is nearest to `num_words`. Only a sentence of more than twice
     that is cut, between words. Joined, the chunks are the text; a blank text has none.
     """
     chunks: list[str] = []
     words = num_words  # of the last chunk; full, so that the first sentence begins one
-    for sentence in sentences_of(text):
+    for sentence in split_sentences(text):
         for piece in _cut(sentence, num_words):
             more = len(piece.split())
             if chunks and words + more - num_words <= num_words - words:

@@ -1,4 +1,4 @@
-"""Requests to an OpenAI-compatible chat endpoint: retried, and each answer kept on disk.
+"""A client for OpenAI-compatible chat endpoints that retries, and caches each answer on disk.
 
 An answer is stored under the hash of its request (model, messages, settings) before it is used, so
 that no answer is paid for twice, however often the program is killed and started again. What may
@@ -17,7 +17,8 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Callable
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,21 +26,32 @@ from titan_smf import storage
 from titan_smf.data.fields import excerpt
 from titan_smf.errors import ConfigError, EndpointError
 
-PASSING = (408, 409, 425, 429)
+RETRIED = (408, 409, 425, 429)
 """Statuses below 500 after which the same request may succeed."""
 SECONDS_BETWEEN_LINES = 5.0
-"""About tries that failed: many requests may wait at once."""
+"""About failed tries: many requests may wait at once."""
 
 
 @dataclass(frozen=True)
-class Endpoint:
-    """Where to ask, and how patiently."""
+class EndpointOptions:
+    """Where and how to ask for texts."""
 
     url: str
     """Up to `/v1`, or the whole of `.../chat/completions`."""
     model: str
     key_variable: str = "OPENAI_API_KEY"
     """The environment variable that holds the key; without it none is sent."""
+    prompts: str = ""
+    """A TOML file; empty for the package's."""
+    cache: str = ""
+    """The folder of the cached answers; empty for one in the user's cache."""
+    concurrency: int = 8
+    """Records that are asked for at once."""
+    price_in: float = 0.0
+    """For a million tokens; 0 if not known."""
+    price_out: float = 0.0
+    agreed: bool = False
+    """Whether the cost is agreed to; otherwise the user is asked before the first request."""
     timeout: float = 120.0
     """Seconds without a byte after which a try has failed."""
     tries: int = 6
@@ -54,11 +66,13 @@ class Endpoint:
             raise ConfigError("endpoint", self.url, "a URL such as https://api.openai.com/v1")
         if not self.model:
             raise ConfigError("model", self.model, "the name under which the endpoint has a model")
+        if self.concurrency < 1:
+            raise ConfigError("concurrency", self.concurrency, "1 or more")
 
 
 @dataclass(frozen=True)
 class Reply:
-    """What a model answered."""
+    """A model's answer."""
 
     text: str
     """Empty if it refused."""
@@ -66,73 +80,75 @@ class Reply:
     """Not cut at the largest number of tokens."""
     tokens_in: int
     tokens_out: int
+    cached: bool = field(default=False, compare=False)
+    """Whether it is from the cache, and so costs nothing."""
 
 
 class ChatClient:
     """Asks one endpoint; many threads may use it at once.
 
     Args:
-        endpoint: where to ask.
-        cache: the folder of the kept answers.
-        report: called with a line about a try that failed, now and then.
+        options: where and how to ask.
+        report: called with a line about a failed try, now and then.
     """
 
-    def __init__(self, endpoint: Endpoint, cache: Path, report: Callable[[str], None]) -> None:
-        self.endpoint = endpoint
+    def __init__(self, options: EndpointOptions, report: Callable[[str], None]) -> None:
+        self.options = options
         self._report = report
         self._reported = -SECONDS_BETWEEN_LINES
         self._stopped = threading.Event()
-        self._failure = f"{endpoint.url}: stopped"
-        if not os.environ.get(endpoint.key_variable, "").strip().isascii():
-            raise ConfigError(endpoint.key_variable, "(not shown)", "a key of ASCII characters")
-        base = endpoint.url.rstrip("/")
-        self._url = base if base.endswith("/chat/completions") else f"{base}/chat/completions"
-        self._cache = cache
+        self._failure = f"{options.url}: stopped"
+        self._key = os.environ.get(options.key_variable, "").strip()
+        if not self._key.isascii():
+            raise ConfigError(options.key_variable, "(not shown)", "a key of ASCII characters")
+        self._url = options.url.rstrip("/").removesuffix("/chat/completions") + "/chat/completions"
+        default_cache = storage.default_cache_dir() / "endpoint"
+        self._cache = Path(options.cache) if options.cache else default_cache
         self._opener = urllib.request.build_opener(_NoRedirect)
 
-    def body(self, messages: list[dict[str, str]], settings: dict[str, Any]) -> dict[str, Any]:
-        """The request for `messages`."""
-        return {**settings, "model": self.endpoint.model, "messages": messages}
-
-    def kept(self, body: dict[str, Any], number: int) -> Reply | None:
-        """The kept answer to a request, if there is one. `number` tells equal requests apart."""
+    def cached(self, body: dict[str, Any], number: int) -> Reply | None:
+        """Return the cached answer to a request, if any; `number` tells equal requests apart."""
         try:
-            return _reply(json.loads(self._file(body, number).read_bytes())["response"])
+            response = json.loads(self._file(body, number).read_bytes())["response"]
+            return replace(_parse_response(response), cached=True)
         except (OSError, ValueError, LookupError, TypeError):
             return None
 
     def ask(self, body: dict[str, Any], number: int) -> Reply:
-        """The answer to a request, kept from now on.
+        """Return the answer to a request, from the cache or else from the endpoint.
 
         Raises:
             EndpointError: this request or one before it was refused, or no try brought an answer.
         """
-        failure, wait = "", self.endpoint.first_wait
-        for attempt in range(self.endpoint.tries):
+        if reply := self.cached(body, number):
+            return reply
+        failure, wait = "", self.options.first_wait
+        for attempt in range(self.options.tries):
             if attempt:
-                self._tell(f"{failure}; try {attempt + 1} of {self.endpoint.tries} in {wait:.0f} s")
+                self._tell(f"{failure}; try {attempt + 1} of {self.options.tries} in {wait:.0f} s")
                 self._stopped.wait(wait)
-                wait = min(2 * wait, self.endpoint.longest_wait)
+                wait = min(2 * wait, self.options.longest_wait)
             if self._stopped.is_set():
                 raise EndpointError(self._failure)
             try:
                 response = self._post(body)
-                reply = _reply(response)
+                reply = _parse_response(response)
             except urllib.error.HTTPError as error:
-                failure = f"status {error.code}: {_message(error)}"
-                asked = _retry_after(error.headers)
-                self._check_passing(error.code, failure, asked)
-                wait = max(wait, asked)
+                failure = f"status {error.code}: {_error_message(error)}"
+                requested = _retry_after(error.headers.get("Retry-After", ""))
+                if advice := self._advice(error.code, failure, requested):
+                    raise self._failed(f"{failure}; {advice}") from error
+                wait = max(wait, requested)
             except (OSError, http.client.HTTPException) as error:
                 failure = f"no answer: {getattr(error, 'reason', None) or error or repr(error)}"
             except (ValueError, LookupError, TypeError) as error:
                 failure = f"an answer that is no chat completion: {error}"
             else:
-                kept = json.dumps({"request": body, "response": response})
-                storage.write_bytes(str(self._file(body, number)), kept.encode())
+                content = json.dumps({"request": body, "response": response})
+                storage.write_bytes(str(self._file(body, number)), content.encode())
                 return reply
         raise self._failed(
-            f"{failure}, at the last of {self.endpoint.tries} tries; the answers "
+            f"{failure}, at the last of {self.options.tries} tries; the answers "
             "so far are kept, run again to go on"
         )
 
@@ -148,34 +164,32 @@ class ChatClient:
             self._report(line)
 
     def _failed(self, why: str) -> EndpointError:
-        """The error of a request, and from now on of all others: none would fare better."""
+        """Return the error of a request, which all others raise from now on: none would succeed."""
         self._failure = f"{self._url}: {why}"
         self._stopped.set()
         return EndpointError(self._failure)
 
     def _post(self, body: dict[str, Any]) -> Any:
         headers = {"Content-Type": "application/json"}
-        if key := os.environ.get(self.endpoint.key_variable, "").strip():
-            headers["Authorization"] = f"Bearer {key}"
+        if self._key:
+            headers["Authorization"] = f"Bearer {self._key}"
         request = urllib.request.Request(self._url, json.dumps(body).encode(), headers)
-        with self._opener.open(request, timeout=self.endpoint.timeout) as response:
+        with self._opener.open(request, timeout=self.options.timeout) as response:
             return json.load(response)
 
-    def _check_passing(self, status: int, failure: str, asked: float) -> None:
-        """Raise if trying again is no use."""
-        variable = self.endpoint.key_variable
-        advice = ""
+    def _advice(self, status: int, failure: str, requested: float) -> str:
+        """Return what to do about a failure if trying again is no use, else nothing."""
         if status in (401, 403):
-            state = "is not right for it" if os.environ.get(variable) else "is not set"
-            advice = f"the environment variable {variable}, which holds the key, {state}"
-        elif "insufficient_quota" in failure or status == 402:
-            advice = "the account has no credit left; run again to go on when it has"
-        elif status < 500 and status not in PASSING:
-            advice = f"check the URL, the model ({self.endpoint.model}) and the prompts' settings"
-        elif asked > self.endpoint.longest_wait:
-            advice = f"the server asks to wait {asked:.0f} s; run again then to go on"
-        if advice:
-            raise self._failed(f"{failure}; {advice}")
+            state = "is not right for it" if self._key else "is not set"
+            variable = self.options.key_variable
+            return f"the environment variable {variable}, which holds the key, {state}"
+        if "insufficient_quota" in failure or status == 402:
+            return "the account has no credit left; run again to go on when it has"
+        if status < 500 and status not in RETRIED:
+            return f"check the URL, the model ({self.options.model}) and the prompts' settings"
+        if requested > self.options.longest_wait:
+            return f"the server asks to wait {requested:.0f} s; run again then to go on"
+        return ""
 
     def _file(self, body: dict[str, Any], number: int) -> Path:
         key = storage.sha256_hex(json.dumps([body, number], sort_keys=True).encode(), digits=40)
@@ -183,14 +197,14 @@ class ChatClient:
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    """Answers that point elsewhere are failures: the key must not follow them."""
+    """Makes redirects failures: the key must not follow them."""
 
     def redirect_request(self, *_: Any) -> None:
         return None
 
 
-def _reply(response: Any) -> Reply:
-    """The answer in a response; ValueError, LookupError or TypeError if there is none."""
+def _parse_response(response: Any) -> Reply:
+    """Return the answer in a response; ValueError, LookupError or TypeError if there is none."""
     choice = response["choices"][0]
     text = choice["message"].get("content") or ""
     if not isinstance(text, str):
@@ -205,29 +219,21 @@ def _reply(response: Any) -> Reply:
     )
 
 
-def _message(error: urllib.error.HTTPError) -> str:
-    """What the server says about an error, on one line."""
-    try:
-        with error:
-            content = error.read(2000).decode(errors="replace")
-    except (OSError, http.client.HTTPException):
-        return str(error.reason)
-    try:
+def _error_message(error: urllib.error.HTTPError) -> str:
+    """Return what the server says about an error, on one line."""
+    content = ""
+    with suppress(OSError, http.client.HTTPException), error:
+        content = error.read(2000).decode(errors="replace")
+    with suppress(ValueError, LookupError, TypeError):
         told = json.loads(content)["error"]
         content = told if isinstance(told, str) else f"{told['message']} {told.get('code') or ''}"
-    except (ValueError, LookupError, TypeError):
-        pass
     return " ".join(content.split())[:200] or str(error.reason)
 
 
-def _retry_after(headers: Any) -> float:
-    """Seconds that a server asks to wait, given as such or as a date; 0 if it does not."""
-    given = headers.get("Retry-After") or ""
-    try:
+def _retry_after(given: str) -> float:
+    """Return the seconds that a server asks to wait, as a number or a date; 0 if it does not."""
+    with suppress(ValueError):
         return max(0.0, float(given))
-    except ValueError:
-        pass
-    try:
+    with suppress(ValueError):
         return max(0.0, email.utils.parsedate_to_datetime(given).timestamp() - time.time())
-    except ValueError:
-        return 0.0
+    return 0.0

@@ -22,66 +22,34 @@ Replay rows are full. Their tokens count for the loss as all others do, but are 
 with replay, a batch also has `new` (B, S) bool, true for the tokens of texts, whose accesses count.
 """
 
-import hashlib
 import json
 import logging
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
+from titan_smf import storage
 from titan_smf.data.loader import IGNORE_INDEX, Batch, check_same_position
 from titan_smf.data.replay import Replay
 from titan_smf.data.tokenizer import Tokenizer
-from titan_smf.errors import ConfigError
-from titan_smf.streams.records import Document, Fact, Record, read_records
-from titan_smf.streams.world_streams import document_stream, fact_stream
-from titan_smf.world.source import SYNTHETIC_PREFIX, parse_world
+from titan_smf.streams.records import Record
 
 logger = logging.getLogger("titan_smf")
-
-
-def open_stream(path: str, kind: Literal["facts", "documents"]) -> Sequence[Record]:
-    """The records of `stream.path`, in the order of learning.
-
-    Args:
-        path: a jsonl file, path or fsspec URL, of lines like `Fact` or `Document`; or a
-            `synthetic:world?...` source, of which the facts of `set` (default: the new ones) are to
-            be learned, or as documents the new facts.
-
-    Raises:
-        DataError: a missing file, or a line that cannot be used.
-        ConfigError: a synthetic source with unknown settings or without new facts.
-    """
-    if not path.startswith(SYNTHETIC_PREFIX):
-        return read_records(path, Fact if kind == "facts" else Document)
-    try:
-        world, _, fact_set = parse_world(path)
-    except ConfigError as error:
-        raise ConfigError("stream.path", path, error.allowed) from error
-    if kind == "documents":
-        records: Sequence[Record] = document_stream(world)
-    else:
-        records = fact_stream(world, world.fact_set(fact_set))
-    if not records:
-        allowed = f"{fact_set}=1 or more: they are what is learned"
-        raise ConfigError("stream.path", path, allowed)
-    return records
 
 
 class StreamLoader:
     """Yields the micro-batches of one record after another, `epochs` times, then ends.
 
-    The state is how many records all ranks together are done with: equal on every rank, and good
-    for any number of ranks and micro-batches. A record that is stopped amid its micro-batches is
-    not done with.
+    The state is how many global batches all ranks have finished: equal on every rank, and valid for
+    any number of ranks and micro-batches. A batch stopped amid its micro-batches starts anew.
 
     Texts are tokenised at the start, 28 MB a second on one CPU core. A text of more than S + 1
-    tokens, begin and end among them, loses its end; one warning says how many do.
+    tokens, begin and end included, loses its end; one warning says how many do.
 
-    Has the methods of torchtitan's `BaseDataLoader`.
+    It has the methods of torchtitan's `BaseDataLoader`.
 
     Args:
         global_batch_size: G, a multiple of `local_batch_size * dp_world_size`.
@@ -106,8 +74,7 @@ class StreamLoader:
         assert 0 <= dp_rank < dp_world_size, "a rank of the data-parallel group"
         assert global_batch_size % (local_batch_size * dp_world_size) == 0, "whole micro-batches"
         assert records, "a stream is not empty"
-        assert epochs >= 1, "the stream is read at least once"
-        assert steps_per_record >= 1, "each record is learned"
+        assert min(epochs, steps_per_record) >= 1, "each record is learned"
         self._seq_len = seq_len
         self._batch_size = local_batch_size
         self._global_size = global_batch_size
@@ -116,12 +83,12 @@ class StreamLoader:
         self._epochs = epochs
         self._steps_per_record = steps_per_record
         self._replay = replay
-        is_replay = np.zeros(global_batch_size, bool) if replay is None else replay.is_replay
-        self._is_replay = is_replay
-        self._text_of_row = np.cumsum(~is_replay) - 1
+        self._is_replay = replay.is_replay if replay else np.zeros(global_batch_size, bool)
+        self._text_of_row = np.cumsum(~self._is_replay) - 1
         self._pad_id = tokenizer.pad_id
         self._sequences = _tokenize(records, tokenizer, seq_len, warn=dp_rank == 0)
-        self._digest = _digest(records)
+        texts = "".join(json.dumps(record.texts) + "\n" for record in records)
+        self._digest = storage.sha256_hex(texts.encode(), digits=16)  # of all that is trained on
         self._position = 0
         self.num_steps = len(records) * epochs * steps_per_record
         """Global batches from the start of the stream to its end."""
@@ -140,7 +107,7 @@ class StreamLoader:
                 yield batch
 
     def _batch(self, rows: slice) -> Batch:
-        """These rows of the current global batch."""
+        """Return these rows of the current global batch."""
         visit, step = divmod(self._position, self._steps_per_record)
         epoch, record = divmod(visit, len(self._sequences))
         sequences = self._sequences[record]
@@ -162,7 +129,7 @@ class StreamLoader:
         return {name: torch.from_numpy(a) for name, a in arrays.items()}, torch.from_numpy(labels)
 
     def state_dict(self) -> dict[str, Any]:
-        """The position, and what it is a position in; equal on all ranks, plain JSON values."""
+        """Return the position and what it refers to: plain JSON values, equal on all ranks."""
         return {
             "stream_records": len(self._sequences),
             "stream_digest": self._digest,
@@ -175,7 +142,7 @@ class StreamLoader:
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go to a saved position of the same stream, read with the same settings.
+        """Continue from a saved position of the same stream, read with the same settings.
 
         Raises:
             CheckpointError: says what differs.
@@ -193,13 +160,12 @@ class StreamLoader:
 def _tokenize(
     records: Sequence[Record], tokenizer: Tokenizer, seq_len: int, warn: bool
 ) -> list[list[npt.NDArray[np.int32]]]:
-    """The tokens of each text of each record, at most `seq_len + 1` of them."""
-    sequences = []
-    lengths = []
-    for record in records:
-        encoded = [tokenizer.encode(text, bos=True, eos=True) for text in record.texts]
-        lengths += [len(tokens) - 1 for tokens in encoded]
-        sequences.append([np.array(tokens[: seq_len + 1], dtype=np.int32) for tokens in encoded])
+    """Return the tokens of each text of each record, at most `seq_len + 1` of them."""
+    encoded = [
+        [np.array(tokenizer.encode(text, bos=True, eos=True), np.int32) for text in record.texts]
+        for record in records
+    ]
+    lengths = [len(tokens) - 1 for texts in encoded for tokens in texts]
     if warn and max(lengths) > seq_len:
         logger.warning(
             "%d of the stream's %d texts are longer than training.seq_len %d and lose their end; "
@@ -209,12 +175,4 @@ def _tokenize(
             seq_len,
             max(lengths),
         )
-    return sequences
-
-
-def _digest(records: Sequence[Record]) -> str:
-    """16 hex digits that change with any text that is trained on, and with their order."""
-    digest = hashlib.sha256()
-    for record in records:
-        digest.update(json.dumps(record.texts).encode() + b"\n")
-    return digest.hexdigest()[:16]
+    return [[tokens[: seq_len + 1] for tokens in texts] for texts in encoded]

@@ -10,7 +10,7 @@ Each row is read by its own fields; others beside them are passed over.
 """
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,7 +39,7 @@ class Question:
 
 
 def open_questions(path: str, limit: int | None = None, skip: int = 0) -> list[Question]:
-    """`limit` questions of a set, or all, in its order, after the first `skip`; at least one.
+    """Return `limit` questions of a set, or all, in its order, after the first `skip`.
 
     A row that repeats an earlier id with the same question is left out: TriviaQA's `rc` lists a
     question once for the web and once for Wikipedia.
@@ -62,9 +62,12 @@ def open_questions(path: str, limit: int | None = None, skip: int = 0) -> list[Q
 
 
 def read_questions(path: str) -> Iterator[tuple[Question, Row]]:
-    """All questions of a set as `open_questions` has them, each with its row; may be none."""
+    """Yield all questions of a set as `open_questions` has them, each with its row."""
     if path.startswith(SYNTHETIC_PREFIX):
-        yield from _world_questions(path)
+        world, _, fact_set = parse_world(path)
+        for fact in world.fact_set(fact_set):
+            question = Question(fact.id, world.question(fact), (fact.answer,))
+            yield question, Row(f"{path}: {fact.id}", {})
         return
     question_of_id: dict[str, str] = {}
     for number, row in enumerate(read_rows(path)):
@@ -80,46 +83,32 @@ def read_questions(path: str) -> Iterator[tuple[Question, Row]]:
 
 
 def _question_of(row: Row, number: int) -> Question:
+    values = row.values
+    name = next((key for key in ("question", "problem") if key in values), None)
+    id_key = next((key for key in ("id", "question_id") if key in values), None)
     try:
-        name = next((key for key in ("question", "problem") if key in row.values), None)
         if name is None:
-            raise RowError(f"has neither 'question' nor 'problem', but {_keys(row)}")
-        question = text_of(row.values[name], name)
-        return Question(_id(row.values, number), question, _answers(row))
+            raise RowError(f"has neither 'question' nor 'problem', but {_fields_of(row)}")
+        question = text_of(values[name], name)
+        question_id = str(number) if id_key is None else id_of(values[id_key], id_key)
+        return Question(question_id, question, tuple(dict.fromkeys(_answers(row))))
     except RowError as error:
         raise DataError(f"{row.where}: {error}; {FORMS}") from error
 
 
-def _world_questions(path: str) -> Iterator[tuple[Question, Row]]:
-    world, _, fact_set = parse_world(path)
-    for fact in world.fact_set(fact_set):
-        question = Question(fact.id, world.question(fact), (fact.answer,))
-        yield question, Row(f"{path}: {fact.id}", {})
-
-
-def _id(values: dict[str, Any], number: int) -> str:
-    for key in ("id", "question_id"):
-        if key in values:
-            return id_of(values[key], key)
-    return str(number)
-
-
-def _answers(row: Row) -> tuple[str, ...]:
-    values = row.values
-    if "answers" in values:
-        return _distinct(texts_of(values["answers"], "answers"))
-    if "answer" not in values:
-        raise RowError(f"has neither 'answer' nor 'answers', but {_keys(row)}")
-    answer = values["answer"]
+def _answers(row: Row) -> Sequence[str]:
+    if "answers" in row.values:
+        return texts_of(row.values["answers"], "answers")
+    if "answer" not in row.values:
+        raise RowError(f"has neither 'answer' nor 'answers', but {_fields_of(row)}")
+    answer = row.values["answer"]
     if isinstance(answer, dict):
         return _triviaqa_answers(answer)
-    if isinstance(answer, list):
-        return _distinct(texts_of(answer, "answer"))
-    return (text_of(answer, "answer"),)
+    return texts_of(answer, "answer") if isinstance(answer, list) else [text_of(answer, "answer")]
 
 
-def _triviaqa_answers(answer: dict[str, Any]) -> tuple[str, ...]:
-    """The value, then the aliases, then what TriviaQA's own normalisation makes of them."""
+def _triviaqa_answers(answer: dict[str, Any]) -> list[str]:
+    """Return the value, then the aliases, then those as TriviaQA's own normalisation has them."""
     value = text_of(answer.get("value"), "answer.value")
     if value == TRIVIAQA_HIDDEN:
         raise RowError(f"answer.value is {value}: the answers of this split are not published")
@@ -129,12 +118,8 @@ def _triviaqa_answers(answer: dict[str, Any]) -> tuple[str, ...]:
         if not isinstance(others, list) or not all(isinstance(text, str) for text in others):
             raise RowError(f"answer.{key} is {excerpt(others)}, not a list of texts")
         texts += filter(str.strip, others)  # an alias of nothing but signs is normalised to ""
-    return _distinct(texts)
+    return texts
 
 
-def _distinct(texts: Any) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(texts))
-
-
-def _keys(row: Row) -> str:
+def _fields_of(row: Row) -> str:
     return ", ".join(map(str, row.values)) or "no field"

@@ -19,8 +19,8 @@ from titan_smf.model.args import FLAVORS, MemoryLlamaArgs
 from titan_smf.model.llama import MemoryLlama
 from titan_smf.model.lora import LoraLlama, target_names
 from titan_smf.model.parallelize import parallelize
-from titan_smf.streams.loader import StreamLoader, open_stream
-from titan_smf.streams.records import Record
+from titan_smf.streams.loader import StreamLoader
+from titan_smf.streams.records import Record, open_stream
 from titan_smf.torchtitan_api import (
     OptimizersContainer,
     ParallelDims,
