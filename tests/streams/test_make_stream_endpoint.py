@@ -186,7 +186,7 @@ def test_progress_is_told_while_requests_are_answered(questions: Questions) -> N
     with chat_server(slow_statements) as server:
         done = questions.ask(server.url, "--yes", "--concurrency", "1")
     told = re.findall(
-        r"^(\d+)/24 requests, \d+ tokens out, 0 answers .*, \d+ s left$", done.out, re.M
+        r"^(\d+)/24 requests, [\d,]+ tokens out, 0 answers .*, \d+ s left$", done.out, re.M
     )
     assert len(told) >= 2, done.out
     assert 0 < int(told[0]) < int(told[-1]) <= 24
