@@ -11,7 +11,7 @@ import fsspec
 import numpy as np
 import pytest
 
-from titan_smf.data.token_shards import TokenShards, unigram_entropy, write_shards
+from titan_smf.data.token_shards import TokenShards, write_shards
 from titan_smf.data.tokenizer import Tokenizer, load_tokenizer
 from titan_smf.errors import DataError
 
@@ -196,10 +196,3 @@ def test_a_folder_without_tokens_is_refused(tmp_path: Path, tokenizer: Tokenizer
     write_shards(str(tmp_path / "empty"), tokenizer, [])
     with pytest.raises(DataError, match="holds no tokens"):
         TokenShards(str(tmp_path / "empty"))
-
-
-def test_unigram_entropy_is_that_of_the_counts(folder: Path) -> None:
-    shards = TokenShards(str(folder))
-    _, counts = np.unique(shards.tokens(0, shards.num_tokens), return_counts=True)
-    shares = counts / counts.sum()
-    assert unigram_entropy(shards) == pytest.approx(-(shares * np.log(shares)).sum(), rel=1e-12)

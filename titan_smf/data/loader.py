@@ -23,9 +23,6 @@ from titan_smf.errors import CheckpointError, ConfigError, DataError
 IGNORE_INDEX = -100
 """The label of positions that torchtitan's loss leaves out."""
 
-IDENTITY_KEYS = ("weight", "tokens", "digest")
-"""What must be the same of a source when a position is resumed; its path may change."""
-
 Batch = tuple[dict[str, torch.Tensor], torch.Tensor]
 """`({"input": (B, S) int64}, labels (B, S) int64)`, torchtitan's form."""
 
@@ -63,27 +60,24 @@ class TokenLoader:
         _check_sources(sources)
         self._sources = list(sources)
         self._seq_len = seq_len
-        self._batch_size = local_batch_size
-        self._rank = dp_rank
-        self._num_ranks = dp_world_size
         self._seed = seed
+        self._is_mine = np.arange(dp_world_size * local_batch_size) // local_batch_size == dp_rank
         self._weights = packing.integer_weights([source.weight for source in sources])
         self._num_windows = [_num_samples(s.name, s.shards, seq_len) for s in sources]
         self._drawn = [0] * len(sources)
 
     def __iter__(self) -> Iterator[Batch]:
-        global_size = self._num_ranks * self._batch_size
-        mine = np.arange(global_size) // self._batch_size == self._rank
         while True:
-            batch = _as_batch(self.peek(global_size, mine))
-            self.skip(global_size)
-            yield batch
+            tokens, self._drawn = self.peek(len(self._is_mine), self._is_mine)
+            yield _as_batch(tokens)
 
     def skip(self, samples: int) -> None:
         """Move the global position past `samples` samples of all ranks, without reading them."""
         _, self._drawn = packing.mix(self._drawn, self._weights, samples)
 
-    def peek(self, samples: int, wanted: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
+    def peek(
+        self, samples: int, wanted: npt.NDArray[np.bool_]
+    ) -> tuple[npt.NDArray[np.int64], list[int]]:
         """Return the tokens of some of the next samples; the position stays.
 
         Args:
@@ -91,9 +85,9 @@ class TokenLoader:
             wanted: (samples,), which of them to read.
 
         Returns:
-            (wanted samples, S + 1).
+            The tokens (wanted samples, S + 1), and the position after all `samples`.
         """
-        chosen, _ = packing.mix(self._drawn, self._weights, samples)
+        chosen, drawn_after = packing.mix(self._drawn, self._weights, samples)
         source_ids = np.array(chosen)
         tokens = np.empty((np.count_nonzero(wanted), self._seq_len + 1), dtype=np.int64)
         for source in np.unique(source_ids[wanted]):
@@ -103,7 +97,7 @@ class TokenLoader:
             windows = self._windows(int(source), positions[wanted][rows])
             shards = self._sources[source].shards
             tokens[rows] = packing.read_windows(shards, windows, self._seq_len)
-        return tokens
+        return tokens, drawn_after
 
     def _windows(self, source: int, positions: npt.NDArray[np.int64]) -> list[int]:
         """Return the windows at `positions` of the endless order of one source."""
@@ -241,8 +235,9 @@ def _num_samples(name: str, shards: TokenShards, seq_len: int) -> int:
 
 
 def _identity(state: dict[str, Any]) -> dict[str, Any]:
-    """Return what identifies the data of a loader's state, under names fit for a message."""
+    """Return what must be the same to resume, under names fit for a message; paths may change."""
     named = {key: value for key, value in state.items() if key != "sources"}
     for number, source in enumerate(state.get("sources", [])):
-        named |= {f"{key} of source {number + 1}": source[key] for key in IDENTITY_KEYS}
+        keys = ("weight", "tokens", "digest")
+        named |= {f"{key} of source {number + 1}": source[key] for key in keys}
     return named

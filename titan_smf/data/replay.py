@@ -40,7 +40,8 @@ class Replay:
         """Return the tokens (n, S + 1) of the replay rows among `rows` of the current batch."""
         here = np.zeros_like(self.is_replay)
         here[rows] = True
-        return self._background.peek(self.num_rows, here[self.is_replay])
+        tokens, _ = self._background.peek(self.num_rows, here[self.is_replay])
+        return tokens
 
     def next_batch(self) -> None:
         """Move on by one global batch."""

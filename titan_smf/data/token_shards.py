@@ -264,21 +264,6 @@ class TokenShards:
                 storage.write_bytes(str(copy), content)
 
 
-def unigram_entropy(shards: TokenShards) -> float:
-    """Return the entropy of the token frequencies in nats per token.
-
-    It is the loss of the best model that ignores context: one that has learned more is below it.
-    """
-    counts = np.zeros(1, dtype=np.int64)
-    for start in range(0, shards.num_tokens, 1 << 22):
-        stop = min(start + (1 << 22), shards.num_tokens)
-        here = np.bincount(shards.tokens(start, stop), minlength=len(counts))
-        here[: len(counts)] += counts
-        counts = here
-    frequencies = counts[counts > 0] / shards.num_tokens
-    return float(-(frequencies * np.log(frequencies)).sum())
-
-
 def _head(header: dict[str, Any]) -> bytes:
     encoded = json.dumps(header, sort_keys=True).encode()
     head = MAGIC + struct.pack("<Q", len(encoded)) + encoded
