@@ -22,6 +22,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 from filelock import FileLock, Timeout
@@ -29,8 +30,8 @@ from filelock import FileLock, Timeout
 from titan_smf import storage
 from titan_smf.data.prepare_part import (
     Counts,
-    PartWork,
     PrepareOptions,
+    prepare_part,
     read_record,
     validation_folder,
 )
@@ -43,6 +44,11 @@ PLAN_VERSION = 1
 TRAINED_RANK_FILE = "tokenizer.tiktoken"
 TRAINING_CHARACTERS = 1 << 28
 """A rank file is trained on the first documents, up to this much text."""
+
+Parts = dict[int, list[Piece]]
+"""Pieces of parts, by the numbers of the parts."""
+PartsDone = Iterator[tuple[int, Counts]]
+"""Numbers of parts with their records, as they get done."""
 
 
 def prepare(
@@ -67,36 +73,35 @@ def prepare(
         records = {number: read_record(output, number) for number in range(len(parts))}
         todo = {number: parts[number] for number, record in records.items() if record is None}
         total = sum(filter(None, records.values()), Counts())
-        progress = _Progress(todo, report)
-        work = PartWork(output, tokenizer, options)
-        for number, counts in _run(work, todo, workers):
+        work = partial(prepare_part, output, tokenizer, options)
+        for number, counts in _reporting(_run(output, work, todo, workers), todo, report):
             total += counts
             total.check_rejected(options)
-            progress.advance(number, counts)
             records[number] = counts
         total = sum(filter(None, records.values()), Counts())  # in order
-        _write_indices(inputs, work, total)
+        _write_indices(inputs, output, tokenizer, options, total)
         return total
 
 
-def _write_indices(inputs: list[str], work: PartWork, total: Counts) -> None:
+def _write_indices(
+    inputs: list[str], output: str, tokenizer: Tokenizer, options: PrepareOptions, total: Counts
+) -> None:
     """Make the output usable: its own index is written last."""
     if total.documents == 0:
         raise DataError(
             f"{', '.join(inputs)}: no document in the input ({total.empty_documents} empty, "
             f"{total.rejected_lines} rejected lines)"
         )
-    output = work.output
     if not total.shards:
         raise DataError(f"{output}: every document fell to the validation part; lower its fraction")
-    if work.options.validation_fraction:
+    if options.validation_fraction:
         if not total.validation_shards:
             raise DataError(
                 f"{output}: none of {total.documents} documents fell to the validation part; "
                 "raise its fraction"
             )
-        write_index(validation_folder(output), work.tokenizer, total.validation_shards)
-    write_index(output, work.tokenizer, total.shards)
+        write_index(validation_folder(output), tokenizer, total.validation_shards)
+    write_index(output, tokenizer, total.shards)
 
 
 def train_tokenizer(
@@ -119,13 +124,12 @@ def train_tokenizer(
 
     def texts() -> Iterator[str]:
         left = TRAINING_CHARACTERS
-        for piece in plan_pieces(inputs, options.text, options.part_bytes):
-            for document in read_documents(piece, options.text):
-                if isinstance(document, str):
-                    left -= len(document)
-                    if left < 0:
-                        return
-                    yield document
+        for document in read_documents(plan_pieces(inputs, options.text), options.text):
+            if isinstance(document, str):
+                left -= len(document)
+                if left < 0:
+                    return
+                yield document
 
     return train_rank_file(texts(), vocab_size, path)
 
@@ -181,10 +185,8 @@ def _check_same_plan(before: dict[str, Any], plan: dict[str, Any], output: str) 
         )
 
 
-def _run(
-    work: PartWork, todo: dict[int, list[Piece]], workers: int
-) -> Iterator[tuple[int, Counts]]:
-    """Do the parts, in this process or by workers, and yield each with its counts once done."""
+def _run(output: str, work: Callable[..., Counts], todo: Parts, workers: int) -> PartsDone:
+    """Do the parts, in this process or by workers."""
     if workers <= 1 or len(todo) <= 1:
         for number, pieces in todo.items():
             yield number, work(number, pieces)
@@ -198,37 +200,36 @@ def _run(
             yield futures[done], done.result()
     except BrokenProcessPool as error:
         raise DataError(
-            f"{work.output}: a worker process died, perhaps for lack of memory: run again with "
+            f"{output}: a worker process died, perhaps for lack of memory: run again with "
             "fewer workers to resume"
         ) from error
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-class _Progress:
-    """Reports parts, speed and time left about every second, and at the end."""
-
-    def __init__(self, todo: dict[int, list[Piece]], report: Callable[[str], None] | None) -> None:
-        sizes = {number: sum(piece.size for piece in pieces) for number, pieces in todo.items()}
-        # hub datasets do not say their sizes: then every part counts alike
-        self._left = sizes if all(sizes.values()) else dict.fromkeys(sizes, 1)
-        self._num_parts, self._size = len(sizes), sum(self._left.values())
-        self._report = report
-        self._done = Counts()
-        self._start = self._reported = time.monotonic()
-
-    def advance(self, number: int, counts: Counts) -> None:
-        del self._left[number]
-        self._done += counts
+def _reporting(
+    parts_done: PartsDone, todo: Parts, report: Callable[[str], None] | None
+) -> PartsDone:
+    """Pass on the parts; report speed and time left about every second, and at the end."""
+    left = {number: sum(piece.size for piece in pieces) for number, pieces in todo.items()}
+    if not all(left.values()):  # hub datasets do not say their sizes: then every part counts alike
+        left = dict.fromkeys(left, 1)
+    size = sum(left.values())
+    done = Counts()
+    start = reported = time.monotonic()
+    for number, counts in parts_done:
+        yield number, counts
+        del left[number]
+        done += counts
         now = time.monotonic()
-        if self._report and (now - self._reported >= 1 or not self._left):
-            self._reported = now
-            seconds, left = now - self._start, sum(self._left.values())
-            self._report(
-                f"part {self._num_parts - len(self._left)}/{self._num_parts}: "
-                f"{self._done.documents:,} documents ({self._done.documents / seconds:,.0f}/s), "
-                f"{self._done.tokens:,} tokens ({self._done.tokens / seconds:,.0f}/s), "
-                f"{seconds * left / (self._size - left):.0f} s left"
+        if report and (now - reported >= 1 or not left):
+            reported, seconds = now, now - start
+            size_left = sum(left.values())
+            report(
+                f"part {len(todo) - len(left)}/{len(todo)}: "
+                f"{done.documents:,} documents ({done.documents / seconds:,.0f}/s), "
+                f"{done.tokens:,} tokens ({done.tokens / seconds:,.0f}/s), "
+                f"{seconds * size_left / (size - size_left):.0f} s left"
             )
 
 

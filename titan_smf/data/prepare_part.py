@@ -36,17 +36,15 @@ class PrepareOptions:
     """With `skip`: stop all the same when there are more than this."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.validation_fraction < 1:
-            raise ConfigError(
-                "validation_fraction", self.validation_fraction, "at least 0 and below 1"
-            )
-        if self.on_bad_line not in ("raise", "skip"):
-            raise ConfigError("on_bad_line", self.on_bad_line, "raise, skip")
-        for key in ("part_bytes", "shard_tokens"):
-            if getattr(self, key) < 1:
-                raise ConfigError(key, getattr(self, key), "at least 1")
-        if self.max_bad_lines < 0:
-            raise ConfigError("max_bad_lines", self.max_bad_lines, "at least 0")
+        for key, is_usable, allowed in (
+            ("validation_fraction", 0 <= self.validation_fraction < 1, "at least 0 and below 1"),
+            ("on_bad_line", self.on_bad_line in ("raise", "skip"), "raise, skip"),
+            ("part_bytes", self.part_bytes >= 1, "at least 1"),
+            ("shard_tokens", self.shard_tokens >= 1, "at least 1"),
+            ("max_bad_lines", self.max_bad_lines >= 0, "at least 0"),
+        ):
+            if not is_usable:
+                raise ConfigError(key, getattr(self, key), allowed)
 
 
 @dataclass
@@ -91,38 +89,31 @@ class Counts:
             )
 
 
-@dataclass(frozen=True)
-class PartWork:
-    """Tokenises any part of the work; what a worker process is sent."""
-
-    output: str
-    tokenizer: Tokenizer
-    options: PrepareOptions
-
-    def __call__(self, number: int, pieces: list[Piece]) -> Counts:
-        counts = Counts()
-        prefix = f"{number:05d}"
-        shard_tokens = self.options.shard_tokens
-        train = ShardWriter(self.output, prefix, self.tokenizer, shard_tokens)
-        folder = validation_folder(self.output)
-        validation = ShardWriter(folder, prefix, self.tokenizer, shard_tokens)
-        for piece in pieces:
-            for document in read_documents(piece, self.options.text):
-                if isinstance(document, Rejected):
-                    counts += Counts(rejected_lines=1, rejected=[document])
-                    counts.check_rejected(self.options)
-                elif not document.strip():
-                    counts.empty_documents += 1
-                else:
-                    counts.documents += 1
-                    aside = _is_validation(document, self.options.validation_fraction)
-                    (validation if aside else train).add(document)
-        counts.shards = train.close()
-        counts.validation_shards = validation.close()
-        counts.tokens = sum(s.tokens for s in counts.shards + counts.validation_shards)
-        record = json.dumps(asdict(counts), indent=1).encode() + b"\n"
-        storage.write_bytes(_record_path(self.output, number), record)
-        return counts
+def prepare_part(
+    output: str, tokenizer: Tokenizer, options: PrepareOptions, number: int, pieces: list[Piece]
+) -> Counts:
+    """Tokenise the pieces of part `number` into shards, and record that."""
+    counts = Counts()
+    train, validation = (
+        ShardWriter(folder, f"{number:05d}", tokenizer, options.shard_tokens)
+        for folder in (output, validation_folder(output))
+    )
+    for document in read_documents(pieces, options.text):
+        if isinstance(document, Rejected):
+            counts += Counts(rejected_lines=1, rejected=[document])
+            counts.check_rejected(options)
+        elif not document.strip():
+            counts.empty_documents += 1
+        else:
+            counts.documents += 1
+            aside = _is_validation(document, options.validation_fraction)
+            (validation if aside else train).add(document)
+    counts.shards = train.close()
+    counts.validation_shards = validation.close()
+    counts.tokens = sum(shard.tokens for shard in counts.shards + counts.validation_shards)
+    record = json.dumps(asdict(counts), indent=1).encode() + b"\n"
+    storage.write_bytes(_record_path(output, number), record)
+    return counts
 
 
 def validation_folder(output: str) -> str:

@@ -10,7 +10,8 @@ txt and jsonl may be compressed (.gz, .zst). Paths may be globs, folders and fss
 
 import io
 import itertools
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -74,8 +75,13 @@ class Rejected(NamedTuple):
     cause: str
 
 
-def plan_pieces(inputs: list[str], options: TextOptions, piece_bytes: int) -> list[Piece]:
-    """Cut the inputs into pieces of about `piece_bytes`, in the order given, globs sorted.
+def plan_pieces(
+    inputs: list[str], options: TextOptions, piece_bytes: int = sys.maxsize
+) -> list[Piece]:
+    """Cut the inputs into pieces, in the order given, globs sorted.
+
+    Args:
+        piece_bytes: about how large a piece is; by default each file is one.
 
     Raises:
         DataError: an input does not exist, is of no known kind, or lacks the column.
@@ -152,14 +158,15 @@ def _plan_parquet(path: str, options: TextOptions, piece_bytes: int) -> list[Pie
     return pieces
 
 
-def read_documents(piece: Piece, options: TextOptions) -> Iterator[str | Rejected]:
-    """Yield the documents of a piece, in order; what cannot be used as `Rejected`."""
-    rows, place_of = _open_piece(piece, options)
-    for number, row in rows:
-        try:
-            yield _text_of(row, options.field)
-        except RowError as error:
-            yield Rejected(place_of(number), str(error))
+def read_documents(pieces: Iterable[Piece], options: TextOptions) -> Iterator[str | Rejected]:
+    """Yield the documents of the pieces, in order; what cannot be used as `Rejected`."""
+    for piece in pieces:
+        rows, place_of = _open_piece(piece, options)
+        for number, row in rows:
+            try:
+                yield _text_of(row, options.field)
+            except RowError as error:
+                yield Rejected(place_of(number), str(error))
 
 
 def _text_of(row: dict[str, Any] | RowError, field: str) -> str:

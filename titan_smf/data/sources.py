@@ -85,15 +85,14 @@ def source_texts(path: str) -> Iterator[str]:
         ConfigError: a synthetic source with unknown settings.
     """
     if path.startswith(SYNTHETIC_PREFIX):
-        source = parse_world(path)
-        yield from source.world.documents(source.split)
+        world, split, _ = parse_world(path)
+        yield from world.documents(split)
         return
     options = TextOptions()
-    for piece in plan_pieces([path], options, PrepareOptions().part_bytes):
-        for document in read_documents(piece, options):
-            if not isinstance(document, str):
-                raise DataError(f"{document.where}: {document.cause}")
-            yield document
+    for document in read_documents(plan_pieces([path], options), options):
+        if not isinstance(document, str):
+            raise DataError(f"{document.where}: {document.cause}")
+        yield document
 
 
 def _key(*parts: str) -> str:

@@ -114,15 +114,7 @@ class Tokenizer:
 
     def decode(self, ids: Iterable[int]) -> str:
         """Return the text of `ids`; invalid UTF-8 and unassigned ids become U+FFFD."""
-        ids = list(ids)
-        try:
-            return self._encoding.decode(ids)
-        except (KeyError, OverflowError):
-            return b"".join(self.token_bytes(token) for token in ids).decode("utf-8", "replace")
-
-    def get_vocab_size(self) -> int:
-        """Return `n_vocab`, under torchtitan's name."""
-        return self.n_vocab
+        return b"".join(map(self.token_bytes, ids)).decode("utf-8", "replace")
 
     def token_bytes(self, token: int) -> bytes:
         """Return the bytes of a token, maybe part of a character; U+FFFD's if it is unassigned."""

@@ -33,7 +33,6 @@ from titan_smf.streams.rewriting import (
 )
 from titan_smf.world.names import Draws
 
-PIECE_BYTES = 64 << 20
 SENTENCES_OF_A_TEXT = (3, 7)
 MAX_NAMED = 10
 """Ids that a message lists."""
@@ -224,8 +223,8 @@ class _Chunk(NamedTuple):
 def _chunks(inputs: list[str], options: StreamOptions) -> Iterable[_Chunk]:
     """Yield the text of the inputs in chunks, named by document and place in it."""
     number = 0
-    for piece in plan_pieces(inputs, options.text, PIECE_BYTES):
-        for document in read_documents(piece, options.text):
+    for piece in plan_pieces(inputs, options.text):
+        for document in read_documents([piece], options.text):
             if isinstance(document, Rejected):
                 raise DataError(f"{document.where}: {document.cause}; correct or remove it")
             for place, chunk in enumerate(split_chunks(document, options.chunk_words)):
