@@ -3,14 +3,15 @@
 import dataclasses
 import inspect
 import re
+import shlex
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from typing import get_args
 
 import pytest
 
-from tests.support.user_mistakes import MISTAKES, VALID, Mistake
 from titan_smf.config.checks import check
 from titan_smf.config.help import SECTIONS, _field_docstrings, print_help, usage
 from titan_smf.config.job import JobConfig, add_origin, load_config, save_resolved
@@ -20,6 +21,19 @@ from titan_smf.config.sections import Source
 from titan_smf.data.tokenizer import load_tokenizer
 from titan_smf.errors import ConfigError
 from titan_smf.training.train_spec import model_args
+
+VALID = """\
+[training]
+steps = 20
+local_batch_size = 2
+[memory]
+layers = [1, 2]
+[tokenizer]
+name = "bytes"
+[data]
+sources = [{path = "corpus.txt"}]
+"""
+MISTAKES = tomllib.loads(Path(__file__).with_name("mistakes.toml").read_text())
 
 
 def start(argv: list[str], ranks: int) -> None:
@@ -33,18 +47,18 @@ def start(argv: list[str], ranks: int) -> None:
         raise
 
 
-@pytest.mark.parametrize("mistake", MISTAKES.values(), ids=MISTAKES)
-def test_a_mistake_gets_its_message(mistake: Mistake, tmp_path: Path) -> None:
-    file = tmp_path / "run.toml"
-    file.write_text(mistake.toml)
+@pytest.mark.parametrize("name", MISTAKES)
+def test_a_mistake_gets_its_message(name: str, tmp_path: Path) -> None:
+    mistake = MISTAKES[name]
+    file = write(tmp_path, mistake.get("file", VALID))
+    command = mistake.get("command", f"--job.config <file> {mistake.get('options', '')}")
 
     def place(text: str) -> str:
-        return text.replace("<file>", str(file)).replace("<folder>", str(tmp_path))
+        return text.replace("<file>", file).replace("<folder>", str(tmp_path))
 
-    argv = [place(word) for word in mistake.argv.split()]
     with pytest.raises(ConfigError) as error:
-        start([*argv, *mistake.more], mistake.ranks)
-    assert str(error.value) == place(mistake.message)
+        start([place(word) for word in shlex.split(command)], mistake.get("ranks", 1))
+    assert str(error.value) == place(mistake["message"])
 
 
 @pytest.mark.parametrize(
