@@ -64,8 +64,15 @@ def check(config: JobConfig, world_size: int, trains: bool = True) -> None:
         world_size: number of ranks of the run.
         trains: whether there must be something to train on.
     """
-    needed = _data_conditions(config, world_size) if trains else ()
-    for key, holds, allowed in chain(_supported(config), _conditions(config, world_size), needed):
+    conditions = [  # each may rely on those before it
+        _supported(config),
+        _in_bounds(config),
+        _training_conditions(config),
+        _model_and_data_conditions(config),
+        _rank_conditions(config, world_size),
+        _data_conditions(config, world_size) if trains else (),
+    ]
+    for key, holds, allowed in chain.from_iterable(conditions):
         if not holds:
             raise ConfigError(key, get(config, key), allowed, config.origin(key))
 
@@ -79,73 +86,59 @@ def _supported(config: JobConfig) -> Iterator[Condition]:
             yield key, get(config, key) == expected, f"{expected!r}; {instead}"
 
 
-def _conditions(config: JobConfig, world_size: int) -> Iterator[Condition]:
-    """Yield all conditions of a run; each may rely on those before it."""
+def _in_bounds(config: JobConfig) -> Iterator[Condition]:
     for table, low, high, allowed in _BOUNDS:
         for key in (f"{section}.{name}" for section in table for name in table[section]):
             value = get(config, key)
             yield key, value is None or low <= value <= high, allowed
-    yield from _training_conditions(config)
-    yield from _model_and_data_conditions(config)
-    yield from _rank_conditions(config, world_size)
 
 
 def _training_conditions(config: JobConfig) -> Iterator[Condition]:
-    training, schedule, ac = config.training, config.lr_scheduler, config.activation_checkpoint
-    components = ["model", "loss"]
+    training, checkpoint, components = config.training, config.checkpoint, config.compile.components
     names = ("AdamW", "SGD") if config.finetune.method == "sparse_memory" else ("Adam", "AdamW")
     yield "optimizer.name", config.optimizer.name in names, " or ".join(names)
     yield "training.max_norm", training.max_norm > 0, "more than 0; inf does not clip"
-    yield (
-        "lr_scheduler.total_steps",
-        schedule.total_steps is None or schedule.total_steps >= training.steps,
-        f"training.steps ({training.steps}) or more: past its end the rate would turn negative",
+    length = config.lr_scheduler.total_steps
+    fits = length is None or length >= training.steps
+    allowed = (
+        f"training.steps ({training.steps}) or more: past its end the rate would turn negative"
     )
+    yield "lr_scheduler.total_steps", fits, allowed
     types = {training.dtype, training.mixed_precision_param, training.mixed_precision_reduce}
-    yield (
-        "training.dtype",
-        "float64" not in types or len(types) == 1,
+    allowed = (
         "float64 in all of training.dtype, mixed_precision_param and mixed_precision_reduce, "
-        "or in none of them",
+        "or in none of them"
     )
-    yield "compile.components", set(config.compile.components) <= set(components), f"{components}"
-    option = ac.selective_ac_option
-    yield (
-        "activation_checkpoint.selective_ac_option",
-        option == "op" or (option.isdecimal() and int(option) >= 1),
-        '"op", or n as a string for every n-th block',
-    )
-    yield (
-        "activation_checkpoint.mode",
-        ac.mode != "memory_budget"
-        or (config.compile.enable and "model" in config.compile.components),
-        "selective, full or none: memory_budget needs compile.enable",
-    )
-    steps, load_step = config.validation.steps, config.checkpoint.load_step
+    yield "training.dtype", "float64" not in types or len(types) == 1, allowed
+    known = ["model", "loss"]
+    yield "compile.components", set(components) <= set(known), f"{known}"
+    option = config.activation_checkpoint.selective_ac_option
+    is_option = option == "op" or (option.isdecimal() and int(option) >= 1)
+    allowed = '"op", or n as a string for every n-th block'
+    yield "activation_checkpoint.selective_ac_option", is_option, allowed
+    has_budget = config.compile.enable and "model" in components
+    usable = has_budget or config.activation_checkpoint.mode != "memory_budget"
+    allowed = "selective, full or none: memory_budget needs compile.enable"
+    yield "activation_checkpoint.mode", usable, allowed
+    steps, load_step = config.validation.steps, checkpoint.load_step
     yield "validation.steps", steps == -1 or steps >= 1, "1 or more, or -1 for all the data"
-    profiling = config.profiling
-    yield (
-        "profiling.enable_profiling",
-        not profiling.enable_profiling or torch.accelerator.is_available(),
-        "false on a CPU: the profiler traces a GPU",
-    )
-    yield (
-        "profiling.enable_memory_snapshot",
-        not profiling.enable_memory_snapshot or torch.accelerator.is_available(),
-        "false on a CPU: the snapshots are of a GPU's memory",
-    )
-    cycle = profiling.profiler_active + profiling.profiler_warmup
-    yield (
-        "profiling.profile_freq",
-        not profiling.enable_profiling or profiling.profile_freq >= cycle,
-        f"profiler_active + profiler_warmup ({cycle}) or more",
-    )
-    yield (
-        "checkpoint.initial_patches",
-        not config.checkpoint.initial_patches or bool(config.checkpoint.initial_load_path),
-        "[], or checkpoint.initial_load_path beside it: the weights that the patches change",
-    )
+    yield from _profiling_conditions(config)
+    has_weights = not checkpoint.initial_patches or bool(checkpoint.initial_load_path)
+    allowed = "[], or checkpoint.initial_load_path beside it: the weights that the patches change"
+    yield "checkpoint.initial_patches", has_weights, allowed
     yield "checkpoint.load_step", load_step >= -1, "the number of a step, or -1 for the latest"
+
+
+def _profiling_conditions(config: JobConfig) -> Iterator[Condition]:
+    profiling, has_gpu = config.profiling, torch.accelerator.is_available()
+    traced = "false on a CPU: the profiler traces a GPU"
+    yield "profiling.enable_profiling", has_gpu or not profiling.enable_profiling, traced
+    kept = "false on a CPU: the snapshots are of a GPU's memory"
+    yield "profiling.enable_memory_snapshot", has_gpu or not profiling.enable_memory_snapshot, kept
+    cycle = profiling.profiler_active + profiling.profiler_warmup
+    fits = not profiling.enable_profiling or profiling.profile_freq >= cycle
+    allowed = f"profiler_active + profiler_warmup ({cycle}) or more"
+    yield "profiling.profile_freq", fits, allowed
 
 
 def _model_and_data_conditions(config: JobConfig) -> Iterator[Condition]:
@@ -153,54 +146,38 @@ def _model_and_data_conditions(config: JobConfig) -> Iterator[Condition]:
     yield "model.name", config.model.name == "memory_llama", "memory_llama"
     yield "memory.layers", len(set(layers)) == len(layers), "each block once"
     ranking = config.selection.ranking
-    yield (
-        "selection.idf_path",
-        not config.needs_counts or bool(config.selection.idf_path),
-        f"the file of tools/compute_idf.py for this model: selection.ranking {ranking} needs it",
+    has_counts = not config.needs_counts or bool(config.selection.idf_path)
+    allowed = (
+        f"the file of tools/compute_idf.py for this model: selection.ranking {ranking} needs it"
     )
+    yield "selection.idf_path", has_counts, allowed
     yield "analysis.sizes", all(size >= 1 for size in config.analysis.sizes), "1 or more each"
-    lora = config.finetune.method == "lora"
-    yield (
-        "lora.alpha",
-        0 < config.lora.alpha < math.inf,
-        "more than 0: adapters are multiplied by alpha / rank",
-    )
+    allowed = "more than 0: adapters are multiplied by alpha / rank"
+    yield "lora.alpha", 0 < config.lora.alpha < math.inf, allowed
     default = JobConfig()
     for key in ("lora.rank", "lora.alpha", "lora.targets"):
         value = get(default, key)
-        yield key, lora or get(config, key) == value, f'{value!r}, or finetune.method = "lora"'
-    yield (
-        "data.validation",
-        bool(config.data.validation) or not config.validation.enable,
-        "a path, because validation.enable is true",
-    )
+        usable = config.finetune.method == "lora" or get(config, key) == value
+        yield key, usable, f'{value!r}, or finetune.method = "lora"'
+    has_data = bool(config.data.validation) or not config.validation.enable
+    yield "data.validation", has_data, "a path, because validation.enable is true"
 
 
 def _data_conditions(config: JobConfig, world_size: int) -> Iterator[Condition]:
     sources, replay, training = config.data.sources, config.replay, config.training
-    yield (
-        "data.sources",
-        bool(sources or config.stream.path) and _are_usable(sources),
-        _ALLOWED_SOURCES,
-    )
+    has_data = bool(sources or config.stream.path)
+    yield "data.sources", has_data and _are_usable(sources), _ALLOWED_SOURCES
     yield "replay.share", 0 <= replay.share < 1, "from 0, for none, to below 1"
     yield "replay.sources", _are_usable(replay.sources), _ALLOWED_SOURCES
-    yield (
-        "replay.share",
-        replay.share == 0 or bool(config.stream.path),
-        "0 without stream.path: what data.sources mix, their weights say",
-    )
-    yield (
-        "replay.sources",
-        replay.share == 0 or bool(replay.sources),
-        f"{_ALLOWED_SOURCES}: replay.share is {replay.share}",
-    )
+    if replay.share == 0:
+        return
+    allowed = "0 without stream.path: what data.sources mix, their weights say"
+    yield "replay.share", bool(config.stream.path), allowed
+    allowed = f"{_ALLOWED_SOURCES}: replay.share is {replay.share}"
+    yield "replay.sources", bool(replay.sources), allowed
     rows = max(training.global_batch_size, training.local_batch_size * world_size)
-    yield (
-        "replay.share",
-        replay.share == 0 or 0 < replay.num_rows(rows) < rows,
-        f"0, or a share that leaves whole sequences of both in a global batch of {rows}",
-    )
+    allowed = f"0, or a share that leaves whole sequences of both in a global batch of {rows}"
+    yield "replay.share", 0 < replay.num_rows(rows) < rows, allowed
 
 
 def _are_usable(sources: Sequence[Source]) -> bool:
@@ -210,26 +187,18 @@ def _are_usable(sources: Sequence[Source]) -> bool:
 def _rank_conditions(config: JobConfig, world_size: int) -> Iterator[Condition]:
     replicas = config.parallelism.data_parallel_replicate_degree
     shards = config.parallelism.data_parallel_shard_degree
+    replicate_key = "parallelism.data_parallel_replicate_degree"
     ranks = f"the number of ranks, {world_size}"
-    yield (
-        "parallelism.data_parallel_replicate_degree",
-        world_size % replicas == 0,
-        f"a divisor of {ranks}",
-    )
-    yield (
-        "parallelism.data_parallel_shard_degree",
-        shards == -1 or replicas * shards == world_size,
+    yield replicate_key, world_size % replicas == 0, f"a divisor of {ranks}"
+    allowed = (
         f"-1 or {world_size // replicas}: times data_parallel_replicate_degree ({replicas}) "
-        f"it gives {ranks}",
+        f"it gives {ranks}"
     )
-    yield (
-        "parallelism.data_parallel_replicate_degree",
-        replicas == 1 or world_size // replicas > 1,
-        f"1 (FSDP), or at most {world_size // 2}: each replica is split over 2 ranks or more",
-    )
+    fits = shards == -1 or replicas * shards == world_size
+    yield "parallelism.data_parallel_shard_degree", fits, allowed
+    allowed = f"1 (FSDP), or at most {world_size // 2}: each replica is split over 2 ranks or more"
+    yield replicate_key, replicas == 1 or world_size // replicas > 1, allowed
     local, whole = config.training.local_batch_size, config.training.global_batch_size
-    yield (
-        "training.global_batch_size",
-        whole == -1 or (whole >= 1 and whole % (local * world_size) == 0),
-        f"-1, or a multiple of training.local_batch_size ({local}) times {ranks}",
-    )
+    fits = whole == -1 or (whole >= 1 and whole % (local * world_size) == 0)
+    allowed = f"-1, or a multiple of training.local_batch_size ({local}) times {ranks}"
+    yield "training.global_batch_size", fits, allowed
