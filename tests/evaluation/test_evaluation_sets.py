@@ -10,8 +10,7 @@ from titan_smf.config.job import load_config, save_resolved
 from titan_smf.config.sections import Evaluation, EvaluationSet
 from titan_smf.data.tokenizer import load_tokenizer
 from titan_smf.errors import ConfigError, DataError
-from titan_smf.evaluation.metrics import Estimate
-from titan_smf.evaluation.results import ResultsFile, SetResult
+from titan_smf.evaluation.results import ResultsFile
 from titan_smf.evaluation.sets import open_sets
 from titan_smf.evaluation.tasks import AnswerTask, ChoiceTask, QuestionTask, Task, TokenTask
 from titan_smf.evaluation.templates import load_template
@@ -191,10 +190,8 @@ def test_sets_come_from_the_command_line_and_survive_saving(tmp_path: Path) -> N
 
 def test_a_run_that_goes_on_keeps_the_results_up_to_its_step(tmp_path: Path) -> None:
     def add(step: int, mean: float, checkpoint: str | None = None) -> None:
-        metrics = {"f1": Estimate(mean, 0.0, 1.0)}
-        given = EvaluationSet("new.jsonl", "new", "questions", "target")
-        result = SetResult(given, 3, {}, metrics, [{"f1": mean}], 1.0)
-        file.add(result, step, checkpoint)
+        result = {"set": "new", "step": step, "checkpoint": checkpoint}
+        file.add(result | {"metrics": {"f1": {"mean": mean}}}, [{"f1": mean}])
 
     def kept() -> list[tuple[int, float, str | None]]:
         lines = map(json.loads, file.path.read_text().splitlines())

@@ -16,13 +16,12 @@ Exit codes: 0 done, 2 a mistake, 75 stopped on request.
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from titan_smf.errors import ConfigError
 
 if TYPE_CHECKING:
     from titan_smf.config.job import JobConfig
-    from titan_smf.evaluation.results import SetResult
     from titan_smf.training.trainer import Trainer
 
 
@@ -110,7 +109,7 @@ def evaluate_checkpoint(trainer: "Trainer") -> bool:
     number = re.fullmatch(r"step-(\d+)", path.name)
     step = int(number[1]) if number else 0
     checkpoint = " + ".join([str(path), *config.checkpoint.initial_patches])
-    results: list[SetResult] = []
+    results = []
     with trainer.stop_on_request():
         for task in evaluation.tasks:
             result = evaluation.evaluate(task, step, checkpoint)
@@ -123,15 +122,15 @@ def evaluate_checkpoint(trainer: "Trainer") -> bool:
     return len(results) == len(evaluation.tasks)
 
 
-def table(results: Sequence["SetResult"]) -> str:
-    """Return one line for each metric of each set, with its 95% interval."""
+def table(results: Sequence[dict[str, Any]]) -> str:
+    """Return one line for each metric of each result, with its 95% interval."""
     from titan_smf.runtime import format_table
 
     lines = [("set", "items", "metric", "mean", "95% interval", "seconds")]
     for result in results:
-        for name, value in result.metrics.items():
-            interval = f"{value.low:.4f} to {value.high:.4f}"
-            seconds = f"{result.seconds:.1f}"
-            mean = f"{value.mean:.4f}"
-            lines.append((result.given.name, f"{result.count:,}", name, mean, interval, seconds))
+        items, seconds = f"{result['count']:,}", f"{result['seconds']:.1f}"
+        for name, value in result["metrics"].items():
+            interval = f"{value['low']:.4f} to {value['high']:.4f}"
+            mean = f"{value['mean']:.4f}"
+            lines.append((result["set"], items, name, mean, interval, seconds))
     return format_table(lines)

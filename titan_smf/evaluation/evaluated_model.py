@@ -19,7 +19,7 @@ from titan_smf.data.tokenizer import Tokenizer
 from titan_smf.model.key_value_cache import KeyValueCache
 from titan_smf.model.llama import MemoryLlama
 from titan_smf.model.parallelize import gathered
-from titan_smf.runtime import format_duration
+from titan_smf.runtime import format_duration, from_all_ranks, on_any_rank
 
 MOST_TOKENS = 8192
 """Tokens of a batch with padding, unless one item is longer: bounds the memory of logits."""
@@ -75,12 +75,6 @@ class EvaluatedModel:
         rows = [[*tokens, *[pad] * (longest - len(tokens))] for tokens in sequences]
         return torch.tensor(rows, device=self.device)
 
-    def any_rank(self, here: bool) -> bool:
-        """Return whether `here` is true on any rank. Collective."""
-        anywhere = torch.tensor(int(here), device=self.device)
-        dist.all_reduce(anywhere)
-        return bool(anywhere.item())
-
     def map_batches(
         self,
         work: Callable[[list[int]], Sequence[Result]],
@@ -105,7 +99,7 @@ class EvaluatedModel:
         for first in range(0, len(batches), ranks):
             mine = batches[first + rank] if first + rank < len(batches) else []
             here |= zip(mine, work(mine), strict=True)
-            if self.any_rank(self.stop()):
+            if on_any_rank(self.stop(), self.device):
                 return None
             done += sum(map(len, batches[first : first + ranks]))
             now = time.perf_counter()
@@ -113,9 +107,7 @@ class EvaluatedModel:
                 last_line = now
                 left = format_duration((len(lengths) - done) * (now - begin) / done)
                 logger.info("%s: %d/%d  left %s", what, done, len(lengths), left)
-        everywhere: list[Any] = [None] * ranks
-        dist.all_gather_object(everywhere, here)
-        results = {item: result for part in everywhere for item, result in part.items()}
+        results = {item: result for part in from_all_ranks(here) for item, result in part.items()}
         return [results[item] for item in range(len(lengths))]
 
 

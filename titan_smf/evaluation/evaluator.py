@@ -1,12 +1,14 @@
 """Evaluates a run's model: before its first step, at the steps that are due, and after its last."""
 
 import time
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from titan_smf.config.job import JobConfig
 from titan_smf.errors import ConfigError
 from titan_smf.evaluation.evaluated_model import EvaluatedModel
-from titan_smf.evaluation.results import ResultsFile, SetResult
+from titan_smf.evaluation.results import ResultsFile
 from titan_smf.evaluation.sets import KEY, open_sets
 from titan_smf.evaluation.tasks import Task
 
@@ -57,14 +59,22 @@ class Evaluator:
                 result = self.evaluate(task, step)
                 if result is None:
                     return means, True
-                means |= result.means()
+                means |= {
+                    f"evaluation/{task.name}/{metric}": value["mean"]
+                    for metric, value in result["metrics"].items()
+                }
         return means, False
 
-    def evaluate(self, task: Task, step: int, checkpoint: str | None = None) -> SetResult | None:
+    def evaluate(
+        self, task: Task, step: int, checkpoint: str | None = None
+    ) -> dict[str, Any] | None:
         """Evaluate one set and write its result; None if asked to stop. Collective.
 
         Args:
             checkpoint: where the weights are from; None for those of the run itself after `step`.
+
+        Returns:
+            the line of `results.jsonl`, the same on every rank but for the seconds.
         """
         with self.model.open():
             begin = time.perf_counter()
@@ -72,6 +82,17 @@ class Evaluator:
             seconds = time.perf_counter() - begin
         if scores is None:
             return None
-        result = SetResult(task.given, task.count, task.settings, *scores, seconds)
-        self.results.add(result, step, checkpoint)
+        metrics, predictions = scores
+        result = {
+            "set": task.name,
+            "role": task.given.role,
+            "kind": task.given.kind,
+            "step": step,
+            "checkpoint": checkpoint,
+            "count": task.count,
+            "metrics": {name: asdict(value) for name, value in metrics.items()},
+            "settings": task.settings,
+            "seconds": round(seconds, 3),
+        }
+        self.results.add(result, predictions)
         return result

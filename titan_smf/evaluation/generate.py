@@ -7,6 +7,7 @@ import torch
 from titan_smf.data.tokenizer import Tokenizer
 from titan_smf.evaluation.evaluated_model import EvaluatedModel
 from titan_smf.model.key_value_cache import KeyValueCache
+from titan_smf.runtime import on_any_rank
 
 
 def generate(
@@ -59,7 +60,7 @@ def _continue_batch(
                 texts[row] = _text_if_ended(tokenizer, new[row], stop)
         going = [place for place, row in enumerate(rows) if texts[row] is None]
         last = position + 1 == max_new_tokens
-        if last or not model.any_rank(bool(going)):
+        if last or not on_any_rank(bool(going), model.device):
             break
         tokens = best[:, None]
         if 0 < 2 * len(going) <= len(rows):

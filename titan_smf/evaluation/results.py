@@ -1,17 +1,14 @@
 """What a run's evaluations leave in its folder: `results.jsonl` and readable predictions.
 
-results.jsonl            one line for each set and evaluation (`SetResult.line`)
+results.jsonl            one line for each set and evaluation (`Evaluator.evaluate` makes it)
 predictions/<set>.jsonl  one line for each item, of the set's last evaluation
 """
 
 import json
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from titan_smf import storage
-from titan_smf.config.sections import EvaluationSet
-from titan_smf.evaluation.metrics import Estimate
 from titan_smf.runtime import from_first_rank, rank
 from titan_smf.storage import drop_lines_after, read_lines
 
@@ -19,39 +16,6 @@ RESULTS_FILE = "results.jsonl"
 PREVIOUS_FILE = "results.previous.jsonl"
 """Results of a run in this folder that ended before it saved a checkpoint."""
 PREDICTIONS_FOLDER = "predictions"
-
-
-@dataclass(frozen=True)
-class SetResult:
-    """The result of one set; the same on every rank but for the seconds."""
-
-    given: EvaluationSet
-    count: int
-    """Number of items."""
-    settings: dict[str, Any]
-    """What the numbers depend on beside the model."""
-    metrics: dict[str, Estimate]
-    predictions: list[dict[str, Any]]
-    """An object for each item, to be read by a person; none for text."""
-    seconds: float
-
-    def line(self, step: int, checkpoint: str | None) -> dict[str, Any]:
-        """Return the result as an object of `results.jsonl`."""
-        return {
-            "set": self.given.name,
-            "role": self.given.role,
-            "kind": self.given.kind,
-            "step": step,
-            "checkpoint": checkpoint,
-            "count": self.count,
-            "metrics": {name: asdict(value) for name, value in self.metrics.items()},
-            "settings": self.settings,
-            "seconds": round(self.seconds, 3),
-        }
-
-    def means(self) -> dict[str, float]:
-        """Return the means by their names in metrics.jsonl."""
-        return {f"evaluation/{self.given.name}/{name}": v.mean for name, v in self.metrics.items()}
 
 
 class ResultsFile:
@@ -80,16 +44,19 @@ class ResultsFile:
             }
         )
 
-    def add(self, result: SetResult, step: int, checkpoint: str | None) -> None:
-        """Write a result in place of an earlier one of the same set, step and checkpoint."""
+    def add(self, result: dict[str, Any], predictions: list[dict[str, Any]]) -> None:
+        """Write a result in place of an earlier one of the same set, step and checkpoint.
+
+        Args:
+            predictions: an object for each item, to be read by a person; none for text.
+        """
         if rank() != 0:
             return
-        new = result.line(step, checkpoint)
         key = ("set", "step", "checkpoint")
-        others = [line for line in read_lines(self.path) if any(line[k] != new[k] for k in key)]
-        _write_lines(self.path, [*others, new])
-        if result.predictions:
-            _write_lines(self.predictions / f"{result.given.name}.jsonl", result.predictions)
+        others = [line for line in read_lines(self.path) if any(line[k] != result[k] for k in key)]
+        _write_lines(self.path, [*others, result])
+        if predictions:
+            _write_lines(self.predictions / f"{result['set']}.jsonl", predictions)
 
 
 def _write_lines(path: Path, lines: list[dict[str, Any]]) -> None:

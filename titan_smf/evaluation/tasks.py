@@ -8,7 +8,7 @@ TokenTask      loss on running text
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from titan_smf.config.sections import EvaluationSet
 from titan_smf.data.fields import RowError, text_of, texts_of
@@ -138,6 +138,7 @@ class RowTask(LikelihoodTask):
 
     form: str
     """What a row should be, for messages."""
+    more_settings: ClassVar[dict[str, Any]] = {}
 
     def __init__(
         self,
@@ -146,9 +147,8 @@ class RowTask(LikelihoodTask):
         template: Template,
         tokenizer: Tokenizer,
         max_seq_len: int,
-        **settings: Any,
     ) -> None:
-        super().__init__(given, len(rows), **settings)
+        super().__init__(given, len(rows), **self.more_settings)
         self.items: list[dict[str, Any]] = []
         self.texts = []
         self.answers: list[str] = []
@@ -213,9 +213,7 @@ class ChoiceTask(RowTask):
     """
 
     form = 'a choice is {"ctx": text, "endings": [text, ...], "label": index of the right one}'
-
-    def __init__(self, *args: Any) -> None:
-        super().__init__(*args, likelihood_per="character")
+    more_settings: ClassVar[dict[str, Any]] = {"likelihood_per": "character"}
 
     def read(self, row: dict[str, Any]) -> tuple[dict[str, Any], list[dict[str, str]]]:
         for key in ("ctx", "endings", "label"):
