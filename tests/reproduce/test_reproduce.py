@@ -155,11 +155,20 @@ def test_what_a_plan_needs_is_looked_for_before_its_first_run(tmp_path: Path) ->
         read_plan(["--job.config", str(ROOT / "train_configs/debug_full_ft.toml")])
     with pytest.raises(DataError, match=r"gone\.jsonl: does not exist"):
         Runner(plan_of(tmp_path, "--learn.stream.path", f"{tmp_path}/gone.jsonl")).run()
-    plan = plan_of(tmp_path)
-    plan.reproduce.folder = f"{tmp_path}/plan.toml"
-    with pytest.raises(ConfigError, match=r"reproduce.folder: got '.*plan.toml'; allowed: a fold"):
-        Runner(plan).run()
     assert {path.name for path in tmp_path.iterdir()} == {"plan.toml"}, "nothing was begun"
+
+
+@pytest.mark.parametrize("place", ["out", "out/runs", "out/tuning/seed-3", "out/analysis"])
+def test_a_file_where_a_plan_keeps_a_folder_is_one_message(tmp_path: Path, place: str) -> None:
+    file = tmp_path / place
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.touch()
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(ConfigError) as error:
+        Runner(plan_of(tmp_path)).run()
+    folder = f"reproduce.folder: got '{tmp_path}/out'; allowed: a folder of runs, reports"
+    assert str(error.value) == f"{folder} and analyses: {file} is a file"
+    assert sorted(tmp_path.rglob("*")) == sorted([*before, tmp_path / "plan.toml"])
 
 
 @pytest.mark.parametrize(

@@ -119,17 +119,24 @@ class Runner:
         configs = (config for config in map(self.configuration, reported) if config.needs_counts)
         if (config := next(configs, None)) is None:
             return
-        folder = Path(self.plan.reproduce.folder, "analysis", f"seed-{seed}")
+        folder = self._analysis_folder(seed)
         config.update({"job.dump_folder": str(folder)}, self.plan.source)
         if not from_first_rank((folder / ANALYSIS_FILE).is_file):
             logger.info("== analysing accesses, seed %d: %s", seed, folder)
             run_trainer(analysis_config(config), analyse_accesses)
 
+    def _analysis_folder(self, seed: int) -> Path:
+        return Path(self.plan.reproduce.folder, "analysis", f"seed-{seed}")
+
     def _check(self) -> None:
         """Find the mistakes of the whole plan before its first run."""
-        folder = self.plan.reproduce.folder
-        if any(path.is_file() for path in (Path(folder), *Path(folder).parents)):
-            raise ConfigError("reproduce.folder", folder, "a folder, not a file")
+        folder = Path(self.plan.reproduce.folder)
+        analyses = map(self._analysis_folder, self.bases)
+        places = [*(run.folder for run in self.runs), *analyses, folder / "report"]
+        above = (above for place in places for above in (place, *place.parents))
+        if file := next(filter(Path.is_file, above), None):
+            allowed = f"a folder of runs, reports and analyses: {file} is a file"
+            raise ConfigError("reproduce.folder", str(folder), allowed)
         streams = set()
         for run in self.runs:
             bases = self.bases[run.seed]
