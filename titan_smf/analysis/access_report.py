@@ -59,16 +59,13 @@ def table_by_size(analysis: dict[str, Any], measure: str) -> tuple[list[str], li
 
 def text_summary(analysis: dict[str, Any]) -> str:
     """Return the sentences and all tables, for a terminal."""
-    tables = [
-        table(analysis),
-        *(table_by_size(analysis, measure) for measure in measure_titles(analysis)),
-    ]
-    titles = ["", *(f"{what}, by number of slots" for what in measure_titles(analysis).values())]
-    parts = ["\n".join(sentences(analysis))]
-    for title, (columns, rows) in zip(titles, tables, strict=True):
-        widths = [max(map(len, column)) for column in zip(columns, *rows, strict=True)]
-        lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in (columns, *rows)]
-        parts.append("\n".join([title, *lines] if title else lines))
+    from titan_smf.runtime import format_table  # imports torch, which a report does without
+
+    columns, rows = table(analysis)
+    parts = ["\n".join(sentences(analysis)), format_table([columns, *rows])]
+    for measure, what in measure_titles(analysis).items():
+        columns, rows = table_by_size(analysis, measure)
+        parts.append(f"{what}, by number of slots\n{format_table([columns, *rows])}")
     return "\n\n".join(parts)
 
 

@@ -179,13 +179,13 @@ def _comparison(target: EvaluationSet, runs: Sequence[Run], notes: list[str]) ->
     by_method: dict[str, list[Run]] = {}
     for run in runs:
         by_method.setdefault(run.method, []).append(run)
-        for name, found in list(run.sets.items()):
-            known = sets.setdefault(name, found)
+        for found in list(run.values):
+            known = sets.setdefault(found.name, found)
             if known != found:
-                del run.sets[name], run.values[name]
+                del run.values[found]
                 notes.append(
-                    f"{run.folder}: left out {name}, it is {found.role} {found.kind} here and "
-                    f"{known.role} {known.kind} in other runs"
+                    f"{run.folder}: left out {found.name}, it is {found.role} {found.kind} here "
+                    f"and {known.role} {known.kind} in other runs"
                 )
     methods = [Method(name, _to_compare(runs, notes)) for name, runs in by_method.items()]
     for method in methods:

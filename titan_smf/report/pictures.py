@@ -188,7 +188,7 @@ def _scale_rises(axes: Axes, rises: Sequence[float]) -> None:
 def _curve(axes: Axes, setting: Setting, evaluated: EvaluationSet, style: Style) -> None:
     by_step: dict[int, list[float]] = {}
     for run in setting.runs:
-        for step, estimate in run.values.get(evaluated.name, {}).items():
+        for step, estimate in run.values.get(evaluated, {}).items():
             by_step.setdefault(step, []).append(estimate.mean)
     # A step that only some seeds have would make the mean jump.
     most = max(map(len, by_step.values()), default=0)

@@ -92,9 +92,8 @@ class Run:
     """The method's rate in chosen.json."""
     idf_path: str
     """`selection.idf_path`."""
-    sets: dict[str, EvaluationSet] = field(default_factory=dict)
-    values: dict[str, dict[int, Estimate]] = field(default_factory=dict)
-    """The metric of each set by step."""
+    values: dict[EvaluationSet, dict[int, Estimate]] = field(default_factory=dict)
+    """The metric of each set by step; no two sets have one name."""
     counts: dict[str, int] = field(default_factory=dict)
     """Items of each set."""
     parameters_per_step: float | None = None
@@ -115,16 +114,16 @@ class Run:
     @property
     def target(self) -> EvaluationSet | None:
         """The set that says how much was learned: the first one with the role, questions first."""
-        targets = [s for s in self.sets.values() if s.role == "target" and s.is_score]
+        targets = [s for s in self.values if s.role == "target" and s.is_score]
         return min(targets, key=lambda s: s.kind != "questions", default=None)
 
     def start(self, evaluated: EvaluationSet) -> Estimate | None:
         """Return a set's metric before the first step."""
-        return self.values.get(evaluated.name, {}).get(0)
+        return self.values.get(evaluated, {}).get(0)
 
     def end(self, evaluated: EvaluationSet) -> Estimate | None:
         """Return a set's metric after the last step."""
-        return self.values.get(evaluated.name, {}).get(self.last_step)
+        return self.values.get(evaluated, {}).get(self.last_step)
 
     def forgotten(self, evaluated: EvaluationSet) -> Estimate | None:
         """Return how much worse a set became: the score lost, or the rise of a loss."""
@@ -308,14 +307,14 @@ def _take_result(run: Run, line: dict[str, Any], notes: list[str]) -> None:
             f"{line.get('step')!r}, its form is unknown ({type(error).__name__}: {error})"
         )
         return
-    known = run.sets.setdefault(found.name, found)
+    known = next((other for other in run.values if other.name == found.name), found)
     if known != found:
         notes.append(
             f"{run.folder / RESULTS}: left out {found.name} as {found.role} {found.kind} at step "
             f"{step}, before it was {known.role} {known.kind}"
         )
         return
-    run.values.setdefault(found.name, {})[step] = Estimate(mean, low, high)
+    run.values.setdefault(found, {})[step] = Estimate(mean, low, high)
     if isinstance(count := line.get("count"), int):
         run.counts[found.name] = count
 
@@ -324,8 +323,8 @@ def _take_metrics(run: Run, metrics: Sequence[dict[str, Any]]) -> None:
     """Add the evaluations that only metrics.jsonl has, without intervals, and the step's size."""
     for line in metrics:
         step = line.get("step")
-        for name, values in run.values.items():
-            value = line.get(f"evaluation/{name}/{run.sets[name].metric.key}")
+        for evaluated, values in run.values.items():
+            value = line.get(f"evaluation/{evaluated.name}/{evaluated.metric.key}")
             if isinstance(value, int | float) and isinstance(step, int):
                 values.setdefault(step, Estimate(float(value)))
     sizes = [line.get("numbers_updated") for line in metrics]
@@ -334,13 +333,14 @@ def _take_metrics(run: Run, metrics: Sequence[dict[str, Any]]) -> None:
 
 def _note_gaps(run: Run, metrics: Sequence[dict[str, Any]], notes: list[str]) -> None:
     """Say what a run that is used lacks."""
-    for name, evaluated in run.sets.items():
+    for evaluated in run.values:
+        named = f"{run.folder}: {evaluated.name}"
         if run.start(evaluated) is None:
-            notes.append(f"{run.folder}: {name} was not evaluated before the first step")
+            notes.append(f"{named} was not evaluated before the first step")
         if (end := run.end(evaluated)) is None:
-            notes.append(f"{run.folder}: {name} was not evaluated at the end, step {run.last_step}")
+            notes.append(f"{named} was not evaluated at the end, step {run.last_step}")
         elif not math.isfinite(end.mean):
-            notes.append(f"{run.folder}: {name} is not finite at the end: the run has diverged")
+            notes.append(f"{named} is not finite at the end: the run has diverged")
     steps = [line["step"] for line in metrics if isinstance(line.get("step"), int)]
     if (trained := max(steps, default=0)) > run.last_step:
         notes.append(
