@@ -27,7 +27,7 @@ from tests.conftest import starts_processes
 
 ROOT = Path(__file__).resolve().parents[1]
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-TORCH = "torch>=2.11,<2.14"
+TORCH = "torch>=2.11,<2.16"
 
 
 def write_wheel(folder: object, name: str, version: str, *requires: str) -> str:
@@ -106,7 +106,7 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Clone:
     folder = tmp_path_factory.mktemp("set up")
     clone = Clone(folder / "a clone", folder / "wheels")
     clone.wheels.mkdir()
-    for torch in ("2.10.0", "2.11.0", "2.13.1", "2.14.0"):
+    for torch in ("2.10.0", "2.11.0", "2.13.1", "2.15.0", "2.16.0"):
         write_wheel(clone.wheels, "torch", torch)
     (clone.root / "tools").mkdir(parents=True)
     for name in ("setup.sh", "install.py"):
@@ -150,16 +150,17 @@ def test_a_changed_pyproject_is_installed_again(clone: Clone) -> None:
     assert "Installing into " not in clone.set_up(clone.root).stdout
 
 
-def test_an_installed_torch_in_range_is_kept(clone: Clone) -> None:
-    clone.install_torch("2.11.0")
+@pytest.mark.parametrize("inside", ["2.11.0", "2.15.0"])
+def test_an_installed_torch_in_range_is_kept(clone: Clone, inside: str) -> None:
+    clone.install_torch(inside)
     (clone.root / ".venv/.titan_smf-installed").unlink()
     done = clone.set_up(clone.root)
     assert done.returncode == 0, done.stderr
     assert "Installing into " in done.stdout
-    assert clone.torch() == "2.11.0"
+    assert clone.torch() == inside
 
 
-@pytest.mark.parametrize("outside", ["2.10.0", "2.14.0"])
+@pytest.mark.parametrize("outside", ["2.10.0", "2.16.0"])
 def test_an_installed_torch_outside_the_range_stops_and_stays(clone: Clone, outside: str) -> None:
     clone.install_torch(outside)
     done = clone.set_up(clone.root)
@@ -191,7 +192,7 @@ def test_the_active_environment_is_used(clone: Clone, tmp_path: Path) -> None:
     base = other.set_up(
         tmp_path, **conda | {"CONDA_DEFAULT_ENV": "base", "PATH": str(tools(tmp_path))}
     )
-    assert "Python 3.11 or 3.12 is needed" in base.stderr
+    assert "Python 3.11 to 3.13 is needed" in base.stderr
 
 
 def tools(folder: Path) -> Path:
@@ -211,7 +212,7 @@ def test_an_environment_with_another_python_is_refused(clone: Clone, tmp_path: P
     (tmp_path / "bin/python").chmod(0o755)
     done = clone.set_up(tmp_path, VIRTUAL_ENV=str(tmp_path))
     assert done.returncode == 1
-    assert done.stderr.startswith(f"error: {tmp_path} has no working Python 3.11 or 3.12: activate")
+    assert done.stderr.startswith(f"error: {tmp_path} has no working Python 3.11 to 3.13: activate")
 
 
 def test_a_python_without_venv_is_named(clone: Clone, tmp_path: Path) -> None:

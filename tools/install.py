@@ -17,6 +17,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 STAMP = Path(sys.prefix, ".titan_smf-installed")
 LOG = Path(sys.prefix, "titan_smf-install.log")
+DEFAULT_TORCH = "torch<2.14"
+"""What an environment without torch gets: the release that the tests are run with most."""
 
 
 def main() -> int:
@@ -38,7 +40,7 @@ def main() -> int:
     if torch and STAMP.is_file() and STAMP.read_text() == done:
         return 0
     # Naming the installed torch keeps pip from choosing another one for a dependency's sake.
-    code = pip_install("--editable", ".[test]", *([f"torch=={torch}"] if torch else []))
+    code = pip_install("--editable", ".[test]", f"torch=={torch}" if torch else DEFAULT_TORCH)
     if code == 0:
         STAMP.write_text(done)
     return code

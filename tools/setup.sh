@@ -10,12 +10,12 @@ fail() {
 }
 
 supported() {
-    "$1" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null
+    "$1" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null
 }
 
 make_venv() {
     local name lacking=
-    for name in python3.12 python3.11 python3 python; do
+    for name in python3.12 python3.11 python3.13 python3 python; do
         supported "$name" || continue
         if "$name" -c 'import ensurepip, venv' 2>/dev/null; then
             echo "Making $1 with $("$name" --version)"
@@ -26,7 +26,7 @@ make_venv() {
     done
     [ -z "$lacking" ] || fail "$lacking cannot make virtual environments: install its venv module" \
         "(Debian and Ubuntu: apt install $lacking-venv)"
-    fail "Python 3.11 or 3.12 is needed; PATH has neither as python3.12, python3.11 or python3"
+    fail "Python 3.11 to 3.13 is needed; PATH has none as python3.11, ..., python3.13 or python3"
 }
 
 CDPATH= cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.."
@@ -38,7 +38,7 @@ else
     environment=$PWD/.venv
     [ -e "$environment/bin/python" ] || make_venv "$environment"
 fi
-supported "$environment/bin/python" || fail "$environment has no working Python 3.11 or 3.12:" \
+supported "$environment/bin/python" || fail "$environment has no working Python 3.11 to 3.13:" \
     "activate another environment, or none (and remove .venv) to have one made"
 "$environment/bin/python" tools/install.py </dev/null || exit
 export PATH="$environment/bin:$PATH"
