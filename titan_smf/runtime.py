@@ -158,12 +158,13 @@ def configure_logging() -> None:
 class StopRequest:
     """Remembers SIGTERM, SIGINT and SIGUSR1 so that the loop can save and stop at a step's end.
 
-    A second SIGINT stops at once. `requested` is this process's alone: ranks agree on stopping in
-    a collective that the step makes anyway.
+    Signals are noted inside `with`. A second SIGINT stops at once. `requested` is this process's
+    alone: ranks agree on stopping in a collective that the step makes anyway.
     """
 
-    def __init__(self) -> None:
-        self.requested = False
+    requested = False
+
+    def __enter__(self) -> None:
         self._previous = {
             number: signal.signal(number, self._note)
             for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
@@ -174,8 +175,7 @@ class StopRequest:
             raise KeyboardInterrupt
         self.requested = True
 
-    def restore(self) -> None:
-        """Put the signal handlers back that were there before."""
+    def __exit__(self, *_: object) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 

@@ -32,6 +32,7 @@ def evaluated(ranks: int, replicas: int = 1, **sizes: Any) -> Any:
     from titan_smf.evaluation.evaluated_model import EvaluatedModel
     from titan_smf.model.args import FLAVORS
     from titan_smf.model.llama import MemoryLlama
+    from titan_smf.runtime import StopRequest
 
     args = copy.deepcopy(FLAVORS["debug"])
     args.vocab_size, args.max_seq_len, args.memory.value_dtype = 320, 96, "float64"
@@ -56,7 +57,7 @@ def evaluated(ranks: int, replicas: int = 1, **sizes: Any) -> Any:
             if not name.endswith("norm.weight") and "tables" not in name:
                 weight.mul_(8)  # far from uniform: no near ties
     return EvaluatedModel(
-        model, load_tokenizer("bytes"), torch.device("cpu"), nullcontext, "default", lambda: False
+        model, load_tokenizer("bytes"), torch.device("cpu"), nullcontext(), "default", StopRequest()
     )
 
 

@@ -11,7 +11,8 @@ from torch.utils.checkpoint import checkpoint
 from tests.support.launch import run_on_ranks
 from titan_smf.model.memory_layer import MemoryLayer
 from titan_smf.model.value_table import INIT_BLOCK, ValueTable
-from titan_smf.ops.routing import INDEX_BYTES, lookup_bytes
+from titan_smf.ops.routing import count_bytes, lookup_bytes
+from titan_smf.runtime import rank, world_size
 
 V_DIM = 6
 K = 8
@@ -38,6 +39,12 @@ def make_case(num_slots: int, tokens: int, used: float, seed: int) -> tuple[Tens
     counted = torch.rand(tokens, generator=generator) < 0.7
     gradient = torch.randn(tokens, V_DIM, generator=generator, dtype=torch.float64)
     return slots, weights, counted, gradient
+
+
+def of_all_ranks(
+    num_slots: int, tokens: tuple[int, ...], used: float, layer: int
+) -> list[tuple[Tensor, ...]]:
+    return [make_case(num_slots, tokens[r], used, 10 * layer + r) for r in range(world_size())]
 
 
 def make_values(num_slots: int) -> Tensor:
@@ -79,9 +86,8 @@ def dense_reference(table: ValueTable, inputs: list[tuple[Tensor, ...]]) -> dict
     weights.requires_grad_()
     output = dense_lookup(values, slots, weights)
     output.backward(gradient)
-    rank = dist.get_rank() if dist.is_initialized() else 0
-    first = sum(len(case[0]) for case in inputs[:rank])
-    mine = slice(first, first + len(inputs[rank][0]))
+    first = sum(len(case[0]) for case in inputs[: rank()])
+    mine = slice(first, first + len(inputs[rank()][0]))
     rows = slice(*table.row_range)
     assert values.grad is not None
     assert weights.grad is not None
@@ -95,7 +101,7 @@ def dense_reference(table: ValueTable, inputs: list[tuple[Tensor, ...]]) -> dict
 
 def check_equals_dense(table: ValueTable, name: str, inputs: list[tuple[Tensor, ...]]) -> None:
     """Output, accesses and gradients on this rank, where `inputs` are those of all ranks."""
-    slots, weights, counted, gradient = inputs[dist.get_rank() if dist.is_initialized() else 0]
+    slots, weights, counted, gradient = inputs[rank()]
     weights = weights.clone().requires_grad_()
     table.values.grad = None
     output, accesses = table(slots, weights, counted)
@@ -110,12 +116,6 @@ def check_equals_dense(table: ValueTable, name: str, inputs: list[tuple[Tensor, 
     if isinstance(table.values, DTensor) and table.values.device_mesh.ndim == 2:
         dist.all_reduce(counts, group=table.values.device_mesh.get_group(0))
     assert torch.equal(counts, expected["access counts"]), f"{name}: padding is not counted"
-
-
-def check_cases(world_size: int, mesh: DeviceMesh) -> None:
-    for name, num_slots, tokens, used in CASES:
-        inputs = [make_case(num_slots, tokens[r], used, r) for r in range(world_size)]
-        check_equals_dense(make_table(num_slots, mesh), name, inputs)
 
 
 def check_shard_of_real_values(mesh: DeviceMesh) -> None:
@@ -138,13 +138,13 @@ def check_many_entries_per_token(mesh: DeviceMesh) -> None:
     weights = torch.rand(1, 300, dtype=torch.float64)
     output, accesses = table(slots.unsqueeze(0), weights)
     assert close(output, dense_lookup(make_values(49), slots.unsqueeze(0), weights))
-    assert len(accesses) == (300 * mesh.size() if mesh.get_local_rank() == 0 else 0)
+    assert len(accesses) == (300 * mesh.size() if rank() == 0 else 0)
 
 
-def check_bytes(world_size: int, mesh: DeviceMesh) -> None:
+def check_bytes(mesh: DeviceMesh) -> None:
     """The bytes that arrive are those of the formula, for evenly spread slots."""
     T = 10_000
-    torch.manual_seed(mesh.get_local_rank())
+    torch.manual_seed(rank())
     for dtype, entries in ((torch.float64, 8), (torch.bfloat16, 32), (torch.float32, 3)):
         table = make_table(4096, mesh)
         slots = torch.randint(4096, (T, entries))
@@ -153,7 +153,7 @@ def check_bytes(world_size: int, mesh: DeviceMesh) -> None:
         forward = table.exchange.bytes_received if table.exchange else 0
         output.sum().backward()
         backward = table.exchange.bytes_received - forward if table.exchange else 0
-        there, *back = lookup_bytes(T, entries, V_DIM, world_size, dtype.itemsize)
+        there, *back = lookup_bytes(T, entries, V_DIM, world_size(), dtype.itemsize)
         assert (forward, backward) == pytest.approx((there, sum(back)), rel=0.02)
 
 
@@ -174,14 +174,13 @@ def check_selected(table: ValueTable, name: str, layers: list[list[tuple[Tensor,
     `layers` has, for each of two lookups, the inputs of all ranks. The first is of weights that
     need no gradient, as in the first memory layer of a frozen model.
     """
-    rank = dist.get_rank() if dist.is_initialized() else 0
     expected = [dense_reference(table, inputs) for inputs in layers]
     start, stop = table.row_range
     for which, ids in selections(table.num_slots).items():
         rows = ids[(ids >= start) & (ids < stop)] - start
         selected = table.select(rows)
         for inputs, reference in zip(layers, expected, strict=True):
-            slots, weights, counted, gradient = inputs[rank]
+            slots, weights, counted, gradient = inputs[rank()]
             weights = weights.clone().requires_grad_(inputs is layers[1])
             output, accesses = table(slots, weights, counted, selected)
             output.backward(gradient)
@@ -195,32 +194,30 @@ def check_selected(table: ValueTable, name: str, layers: list[list[tuple[Tensor,
         assert table.values.grad is None, f"{name}, {which}: no gradient of the table's size"
 
 
-def check_selected_cases(world_size: int, mesh: DeviceMesh | None) -> None:
+def check_cases(mesh: DeviceMesh | None) -> None:
     for name, num_slots, tokens, used in CASES:
-        layers = [
-            [make_case(num_slots, tokens[r], used, 10 * layer + r) for r in range(world_size)]
-            for layer in range(2)
-        ]
+        layers = [of_all_ranks(num_slots, tokens, used, layer) for layer in range(2)]
+        check_equals_dense(make_table(num_slots, mesh), name, layers[0])
         check_selected(make_table(num_slots, mesh), name, layers)
 
 
-def check_selected_in_bfloat16(rank: int, mesh: DeviceMesh) -> None:
+def check_selected_in_bfloat16(mesh: DeviceMesh) -> None:
     """The gradients of micro-batches add up in float32: a hundred of 1 and then 1/4 is seen."""
     table = make_table(49, mesh, torch.bfloat16)
     selected = table.select(torch.arange(min(1, table.row_range[1] - table.row_range[0])))
     slots = torch.zeros(1, 1, dtype=torch.int64)
     for weight in [1.0] * 100 + [0.25]:
-        weights = torch.full((1, 1), weight if rank == 0 else 0.0, dtype=torch.bfloat16)
+        weights = torch.full((1, 1), weight if rank() == 0 else 0.0, dtype=torch.bfloat16)
         table(slots, weights, None, selected)[0].sum().backward()
     assert selected.gradient.dtype == torch.float32
     if table.row_range[0] == 0:
         assert (selected.gradient == 100.25).all()
 
 
-def check_count_bytes(world_size: int, mesh: DeviceMesh) -> None:
+def check_count_bytes(mesh: DeviceMesh) -> None:
     """Counting moves the ids of tokens that count, and nothing else."""
     T = 1000
-    torch.manual_seed(mesh.get_local_rank())
+    torch.manual_seed(rank())
     table, slots, counted = make_table(4096, mesh), torch.randint(4096, (T, K)), torch.rand(T) < 0.3
     accesses = table.count(slots, counted)
     assert torch.equal(accesses, table(slots, torch.rand(T, K), counted)[1])
@@ -229,14 +226,12 @@ def check_count_bytes(world_size: int, mesh: DeviceMesh) -> None:
         before = table.exchange.bytes_received
         table.count(slots, counted)
         received = table.exchange.bytes_received - before
-        own = counted.sum() * K / world_size
-        formula = INDEX_BYTES * own * (world_size - 1) + 8 * (world_size - 1)
-        assert received == pytest.approx(float(formula), rel=0.1)
+        assert received == pytest.approx(count_bytes(int(counted.sum()), K, world_size()), rel=0.1)
 
 
-def check_recomputed(rank: int, mesh: DeviceMesh) -> None:
+def check_recomputed(mesh: DeviceMesh) -> None:
     """Activation checkpointing changes no gradient."""
-    slots, weights, _, gradient = make_case(49, 3 + rank, 1.0, rank)
+    slots, weights, _, gradient = make_case(49, 3 + rank(), 1.0, rank())
     gradients = []
     for recompute in (False, True):
         table, w = make_table(49, mesh), weights.clone().requires_grad_()
@@ -251,20 +246,20 @@ def check_recomputed(rank: int, mesh: DeviceMesh) -> None:
     assert torch.equal(gradients[0][1], gradients[1][1])
 
 
-def check_two_readers(world_size: int, rank: int, mesh: DeviceMesh) -> None:
+def check_two_readers(mesh: DeviceMesh) -> None:
     """Two layers that read one table give it the sum of their gradients."""
     table = make_table(49, mesh)
-    both = [[make_case(49, 4, 1.0, 10 * layer + r) for r in range(world_size)] for layer in (0, 1)]
-    for slots, weights, _, gradient in (inputs[rank] for inputs in both):
+    both = [of_all_ranks(49, (4, 4, 4, 4), 1.0, layer) for layer in range(2)]
+    for slots, weights, _, gradient in (inputs[rank()] for inputs in both):
         table(slots, weights)[0].backward(gradient)
     expected = sum(dense_reference(table, inputs)["row gradient"] for inputs in both)
     assert isinstance(expected, Tensor)
     assert close(local(table.values.grad), expected)
 
 
-def check_frozen(rank: int, mesh: DeviceMesh) -> None:
+def check_frozen(mesh: DeviceMesh) -> None:
     """Frozen values get no gradient, the weights still do; and the other way round."""
-    slots, weights, _, gradient = make_case(49, 4, 1.0, rank)
+    slots, weights, _, gradient = make_case(49, 4, 1.0, rank())
     table = make_table(49, mesh)
     table(slots, weights)[0].backward(gradient)
     rows = local(table.values.grad)
@@ -277,9 +272,9 @@ def check_frozen(rank: int, mesh: DeviceMesh) -> None:
     assert rows.abs().sum() > 0
 
 
-def check_low_precision(rank: int, mesh: DeviceMesh) -> None:
+def check_low_precision(mesh: DeviceMesh) -> None:
     """bfloat16 activations or values stay close to float64; the weights decide the dtype."""
-    slots, weights, _, gradient = make_case(49, 4, 1.0, rank)
+    slots, weights, _, gradient = make_case(49, 4, 1.0, rank())
     exact = dense_lookup(make_values(49), slots, weights)
     for values_dtype in (torch.float32, torch.bfloat16):
         for dtype in (torch.float32, torch.bfloat16):
@@ -304,39 +299,35 @@ def initial_values(mesh: DeviceMesh | None) -> Tensor:
     return local(table.values).detach()
 
 
-def check_everything(rank: int, world_size: int) -> Tensor:
-    mesh = init_device_mesh("cpu", (world_size,), mesh_dim_names=("fsdp",))
-    check_cases(world_size, mesh)
-    check_shard_of_real_values(mesh)
-    check_many_entries_per_token(mesh)
-    check_selected_cases(world_size, mesh)
-    check_selected_in_bfloat16(rank, mesh)
-    check_bytes(world_size, mesh)
-    check_count_bytes(world_size, mesh)
-    check_recomputed(rank, mesh)
-    check_two_readers(world_size, rank, mesh)
-    check_frozen(rank, mesh)
-    check_low_precision(rank, mesh)
-    if world_size == 4:
+def check_everything(_: int, ranks: int) -> Tensor:
+    mesh = init_device_mesh("cpu", (ranks,), mesh_dim_names=("fsdp",))
+    for check in (
+        check_cases,
+        check_shard_of_real_values,
+        check_many_entries_per_token,
+        check_selected_in_bfloat16,
+        check_bytes,
+        check_count_bytes,
+        check_recomputed,
+        check_two_readers,
+        check_frozen,
+        check_low_precision,
+    ):
+        check(mesh)
+    if ranks == 4:
         hsdp = init_device_mesh("cpu", (2, 2), mesh_dim_names=("dp_replicate", "fsdp"))
-        check_cases(world_size, hsdp)
-        check_selected_cases(world_size, hsdp)
+        check_cases(hsdp)
     return initial_values(mesh)
 
 
-@pytest.mark.parametrize("world_size", [1, 2, 3, 4])
-def test_sharded_lookup_and_gradients_equal_dense(world_size: int) -> None:
-    initial = run_on_ranks(check_everything, world_size)
+@pytest.mark.parametrize("ranks", [1, 2, 3, 4])
+def test_sharded_lookup_and_gradients_equal_dense(ranks: int) -> None:
+    initial = run_on_ranks(check_everything, ranks)
     assert torch.equal(torch.cat(initial), initial_values(None)), "whatever the number of ranks"
 
 
 def test_lookup_and_gradients_without_ranks_equal_dense() -> None:
-    for name, num_slots, tokens, used in CASES:
-        check_equals_dense(make_table(num_slots), name, [make_case(num_slots, tokens[0], used, 0)])
-
-
-def test_selected_rows_without_ranks_get_their_gradient() -> None:
-    check_selected_cases(1, None)
+    check_cases(None)
 
 
 def test_a_memory_layer_hands_the_selection_to_its_table() -> None:

@@ -48,15 +48,18 @@ def arguments(folder: Path, settings: Settings) -> list[str]:
     return [word for key, value in given.items() for word in (f"--{key}", str(value))]
 
 
-def build(folder: Path, settings: Settings) -> Any:
+def build(folder: Path, settings: Settings, counts: bool = False) -> Any:
     """A trainer. (Its imports are of no use to the process that starts the ranks.)"""
     from torch.distributed import get_world_size
 
     from titan_smf.config.checks import check
     from titan_smf.config.job import load_config
+    from titan_smf.training.count_background import counting_config
     from titan_smf.training.trainer import Trainer
 
     config = load_config(arguments(folder, settings))
+    if counts:
+        config = counting_config(config, get_world_size())
     check(config, get_world_size())
     return Trainer(config)
 
@@ -71,14 +74,9 @@ def train(rank: int, ranks: int, folder: str, runs: dict[str, Settings]) -> None
 
 def count(rank: int, ranks: int, folder: str, settings: Settings) -> None:
     """Count the background data."""
-    from titan_smf.config.checks import check
-    from titan_smf.config.job import load_config
-    from titan_smf.training.count_background import count_background, counting_config
-    from titan_smf.training.trainer import Trainer
+    from titan_smf.training.count_background import count_background
 
-    config = counting_config(load_config(arguments(Path(folder), COUNTING | settings)), ranks)
-    check(config, ranks)
-    trainer = Trainer(config)
+    trainer = build(Path(folder), COUNTING | settings, counts=True)
     assert count_background(trainer), "it was not asked to stop"
     trainer.close()
 

@@ -121,11 +121,13 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]
     return folder, found
 
 
+@pytest.fixture
+def folder(runs: tuple[Path, dict[str, Any]]) -> Path:
+    return runs[0]
+
+
 @pytest.mark.parametrize("placement", ["2", "4", "2x2"])
-def test_losses_do_not_depend_on_the_placement(
-    runs: tuple[Path, dict[str, Any]], placement: str
-) -> None:
-    folder, _ = runs
+def test_losses_do_not_depend_on_the_placement(folder: Path, placement: str) -> None:
     for name in RUNS:
         for metric in ("loss", "grad_norm"):
             one = metrics(folder / "1" / name, metric)
@@ -137,20 +139,14 @@ def test_losses_do_not_depend_on_the_placement(
 
 
 @pytest.mark.parametrize("name", RESUMED)
-def test_resumed_on_other_ranks_it_ends_as_if_never_stopped(
-    runs: tuple[Path, dict[str, Any]], name: str
-) -> None:
-    folder, _ = runs
+def test_resumed_on_other_ranks_it_ends_as_if_never_stopped(folder: Path, name: str) -> None:
     for metric in ("loss", "grad_norm"):
         straight = metrics(folder / "1" / name, metric)
         resumed = metrics(folder / "resumed" / name, metric)
         assert resumed == pytest.approx(straight, rel=0, abs=1e-10)
 
 
-def test_replayed_tokens_do_not_count_for_the_selection(
-    runs: tuple[Path, dict[str, Any]],
-) -> None:
-    folder, _ = runs
+def test_replayed_tokens_do_not_count_for_the_selection(folder: Path) -> None:
     with_replay, texts = (selections(folder / "1" / name) for name in RUNS_OF_TEXTS)
     assert with_replay[0] == texts[0]
     losses, of_texts = (metrics(folder / "1" / name) for name in RUNS_OF_TEXTS)
@@ -168,24 +164,19 @@ def test_lora_starts_as_its_base_and_merged_it_is_what_it_was(
 
 
 @pytest.mark.parametrize("name", [name for name in RUNS if name.startswith("lora")])
-def test_lora_changes_nothing_but_adapters(runs: tuple[Path, dict[str, Any]], name: str) -> None:
-    folder, _ = runs
+def test_lora_changes_nothing_but_adapters(folder: Path, name: str) -> None:
     early, late = weights(folder / "1" / name, 2), weights(folder / "1" / name, 4)
     adapters = {key for key in late if ".lora_" in key}
     assert not [key for key in late if torch.equal(early[key], late[key]) == (key in adapters)]
 
 
-def test_values_alone_change_where_they_alone_learn(runs: tuple[Path, dict[str, Any]]) -> None:
-    folder, _ = runs
+def test_values_alone_change_where_they_alone_learn(folder: Path) -> None:
     early, late = weights(folder / "1" / "values", 2), weights(folder / "1" / "values", 4)
     changed = {key for key in late if not torch.equal(early[key], late[key])}
     assert changed == {"model.tables.0.values"}
 
 
-def test_adapters_that_do_not_fit_are_not_merged(
-    runs: tuple[Path, dict[str, Any]], tmp_path: Path
-) -> None:
-    folder, _ = runs
+def test_adapters_that_do_not_fit_are_not_merged(folder: Path, tmp_path: Path) -> None:
     base, run, output = folder / "base", folder / "1" / "lora", tmp_path / "merged"
     tensors, config = load_file(run / ADAPTER_FILE), json.loads((run / CONFIG_FILE).read_text())
     beyond = {name.replace("layers.0", "layers.9"): tensor for name, tensor in tensors.items()}
@@ -225,8 +216,8 @@ def test_adapters_that_do_not_fit_are_not_merged(
     ],
 )
 def test_weights_with_adapters_start_a_run_with_the_same_adapters(
-    runs: tuple[Path, dict[str, Any]], tmp_path: Path, settings: Settings, message: str
+    folder: Path, tmp_path: Path, settings: Settings, message: str
 ) -> None:
-    start = {"checkpoint.initial_load_path": str(runs[0] / "1" / "lora")}
+    start = {"checkpoint.initial_load_path": str(folder / "1" / "lora")}
     with pytest.raises(RuntimeError, match=message):
         run_on_ranks(train, 1, str(tmp_path), {"run": SHORT | settings | start})

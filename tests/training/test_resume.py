@@ -101,7 +101,7 @@ def test_stop_request_saves_and_the_run_goes_on(runs: Path, tmp_path: Path) -> N
     processes[1].send_signal(signal.SIGTERM)  # one rank is told, all stop at the same step
     assert "Stopped on request" in finish(processes, code=75)
     assert len(list((tmp_path / "checkpoints").iterdir())) == 1
-    told = run_on_ranks(train_and_tell, 1, str(tmp_path), settings, timeout=300)[0]
+    told = finish(start_ranks(1, *TRAIN, *arguments(tmp_path, settings)))
     assert "Resumed from step" in told
     uninterrupted = losses(runs / "uninterrupted")
     assert losses(tmp_path) == pytest.approx(uninterrupted, rel=0, abs=1e-9)

@@ -87,7 +87,6 @@ def test_compiled_only_selected_rows_change(tmp_path: Path) -> None:
 
 def test_it_learns_what_it_is_given(tmp_path: Path) -> None:
     pretraining = {"training.steps": 60, "metrics.enable_tensorboard": "false"}
-    run_on_ranks(train, 2, str(tmp_path), {"base": pretraining})
     one_fact = SHORT | {
         "stream.path": "synthetic:world?facts=300&new_facts=1",
         "stream.epochs": 12,
@@ -98,7 +97,7 @@ def test_it_learns_what_it_is_given(tmp_path: Path) -> None:
         "selection.top_t": 400,
         "checkpoint.initial_load_path": tmp_path / "base",
     }
-    run_on_ranks(train, 2, str(tmp_path), {"run": one_fact})
+    run_on_ranks(train, 2, str(tmp_path), {"base": pretraining, "run": one_fact})
     losses = metrics(tmp_path / "run")
     assert losses[0] < metrics(tmp_path / "base")[0] - 1, "it starts from the base"
     assert losses[-1] < losses[0] - 0.15

@@ -82,14 +82,14 @@ def train_and_count(
         step, totals[name] = trainer.full_step, []
 
         def counting(
-            step: Any = step, measure: Any = step.measure_usage, found: list[int] = totals[name]
+            counts: list[torch.Tensor], usage: Any = step.usage, found: list[int] = totals[name]
         ) -> dict[str, float]:
-            total = torch.stack([counter.counts.sum() for counter in step.counters]).sum()
+            total = torch.cat(counts).sum()
             dist.all_reduce(total)
             found.append(int(total))
-            return measure()
+            return usage(counts)
 
-        step.measure_usage = counting
+        step.usage = counting
         trainer.train()
         trainer.close()
     return totals

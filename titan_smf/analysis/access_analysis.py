@@ -157,14 +157,13 @@ class AccessAnalysis:
         tokenizer, seq_len = self.trainer.tokenizer, self.config.training.seq_len
         # The last token of a sequence is learned but not read: of a step's texts the end token.
         sequences = [tokenizer.encode(text, bos=True)[:seq_len] for text in texts]
-        num_tables = self.tables.num_tables
         read: list[ReadText] = []
         for first in range(0, passes * self._rows, self._rows):
             rows = sequences[first : first + self._rows]
             inputs = self.trainer.evaluation.model.padded(rows or [[tokenizer.pad_id]])
             layers: list[SlotLookup] = []
             self.trainer.accessed_rows({"input": inputs}, torch.zeros_like(inputs), layers.append)
-            slots = [self.tables.ids(one.slots, n % num_tables) for n, one in enumerate(layers)]
+            slots = self.tables.ids_by_layer([layer.slots for layer in layers])
             weights = [layer.weights.double() for layer in layers]
             both = [
                 torch.cat([part.view(*inputs.shape, -1) for part in parts], -1).cpu()

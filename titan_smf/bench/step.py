@@ -11,7 +11,6 @@ import contextlib
 import itertools
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -115,7 +114,7 @@ def build_sparse_step(n_keys: int, optimizer: str) -> Step:
     tables = list(model.value_tables())
     optimizers: list[RowOptimizer] = [OPTIMIZERS[optimizer](table) for table in tables]
     sparse_step = SparseStep(
-        model, optimizers, config, summed_cross_entropy, contextlib.nullcontext, Path()
+        model, optimizers, config, summed_cross_entropy, contextlib.nullcontext()
     )
 
     def step() -> None:

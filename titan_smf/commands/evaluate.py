@@ -110,7 +110,7 @@ def evaluate_checkpoint(trainer: "Trainer") -> bool:
     step = int(number[1]) if number else 0
     checkpoint = " + ".join([str(path), *config.checkpoint.initial_patches])
     results = []
-    with trainer.stop_on_request():
+    with trainer.stop:
         for task in evaluation.tasks:
             result = evaluation.evaluate(task, step, checkpoint)
             if result is None:

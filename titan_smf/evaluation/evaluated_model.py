@@ -19,7 +19,7 @@ from titan_smf.data.tokenizer import Tokenizer
 from titan_smf.model.key_value_cache import KeyValueCache
 from titan_smf.model.llama import MemoryLlama
 from titan_smf.model.parallelize import gathered
-from titan_smf.runtime import format_duration, from_all_ranks, on_any_rank
+from titan_smf.runtime import StopRequest, format_duration, from_all_ranks, on_any_rank
 
 MOST_TOKENS = 8192
 """Tokens of a batch with padding, unless one item is longer: bounds the memory of logits."""
@@ -37,12 +37,11 @@ class EvaluatedModel:
     model: MemoryLlama
     tokenizer: Tokenizer
     device: torch.device
-    precision: Callable[[], AbstractContextManager[Any]]
+    precision: AbstractContextManager[Any]
     """Autocast as in training."""
     reshard_policy: str
     """`parallelism.fsdp_reshard_after_forward`."""
-    stop: Callable[[], bool]
-    """Whether this process was asked to stop."""
+    stop: StopRequest
 
     @contextmanager
     def open(self) -> Iterator[None]:
@@ -65,7 +64,7 @@ class EvaluatedModel:
         if cache is None and self.model.model_args.attn_type == "flex":
             tokenizer: Any = self.tokenizer
             masks["attention_masks"] = self.model.get_attention_masks(tokens, tokenizer)
-        with self.precision():
+        with self.precision:
             return self.model(tokens, cache=cache, **masks)[0]
 
     def padded(self, sequences: Sequence[Sequence[int]]) -> Tensor:
@@ -99,7 +98,7 @@ class EvaluatedModel:
         for first in range(0, len(batches), ranks):
             mine = batches[first + rank] if first + rank < len(batches) else []
             here |= zip(mine, work(mine), strict=True)
-            if on_any_rank(self.stop(), self.device):
+            if on_any_rank(self.stop.requested, self.device):
                 return None
             done += sum(map(len, batches[first : first + ranks]))
             now = time.perf_counter()

@@ -10,6 +10,9 @@ from torch import nn
 from titan_smf.errors import ConfigError
 from titan_smf.torchtitan_api import TransformerModelArgs
 
+SIZES = ("dim", "n_layers", "n_heads", "n_kv_heads", "ffn_dim", "rope_theta")
+"""Settings of `[model]` that shape the weights or what they compute."""
+
 
 class ParameterCounts(NamedTuple):
     """Numbers of parameters: all, those a token uses, and those of the token embedding."""
@@ -58,10 +61,9 @@ class MemoryLlamaArgs(TransformerModelArgs):
         Raises:
             ConfigError: a combination that this model cannot have.
         """
-        sizes = ("dim", "n_layers", "n_heads", "n_kv_heads", "ffn_dim", "rope_theta", "attn_type")
         shape = [setting.name for setting in dataclasses.fields(MemoryArgs)]
         for target, section, names in (
-            (self, job_config.model, sizes),
+            (self, job_config.model, (*SIZES, "attn_type")),
             (self.memory, job_config.memory, shape),
         ):
             for name in names:

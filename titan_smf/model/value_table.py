@@ -30,6 +30,7 @@ from titan_smf.ops.routing import (
     route_entries,
     rows_per_rank,
     send_output_gradient,
+    send_rows,
 )
 from titan_smf.ops.row_gradient import dense_row_gradient, selected_row_gradient
 
@@ -179,26 +180,10 @@ class ValueTable(nn.Module):
     @torch.no_grad()
     @torch.compiler.disable
     def count(self, slots: Tensor, counted: Tensor | None = None) -> Tensor:
-        """Return the accesses that `forward` would return, without reading a row.
-
-        Only the slots of tokens that count travel: of T such tokens on each of W ranks, one rank
-        receives `(W - 1) / W * T * K * 4 + (W - 1) * 8` bytes. All ranks of the group call it
-        together.
-        """
+        """Return the accesses that `forward` would return, without reading a row. Collective."""
         if self.exchange is None:
             return slots.flatten() if counted is None else slots[counted].flatten()
-        W = self.exchange.world_size
-        block = rows_per_rank(self.num_slots, W)
-        owner = (slots // block).to(torch.int32)
-        if counted is not None:  # slots of other tokens sort behind those of the last rank
-            owner.masked_fill_(~counted.unsqueeze(1), W)
-        owner, order = owner.flatten().sort(stable=True)
-        ends = torch.searchsorted(owner, torch.arange(W, device=owner.device), right=True)
-        sizes = torch.diff(ends, prepend=ends.new_zeros(1))
-        each = [1] * W
-        sent, received = torch.stack([sizes, self.exchange.all_to_all(sizes, each, each)]).tolist()
-        rows = (slots.flatten()[order[: sum(sent)]] % block).to(torch.int32)
-        return self.exchange.all_to_all(rows, sent, received)
+        return send_rows(self.exchange, slots, counted, self.num_slots)
 
     def reduce_replica_gradients(self, selected: SelectedRows | None = None) -> None:
         """Sum the gradient of the table, or of the selected rows, over the replicas, if any.

@@ -145,6 +145,27 @@ def route_entries(
     return Route(order, partials % max(T, 1), rows, weights, offsets, accesses, splits)
 
 
+def send_rows(
+    exchange: RankExchange, slots: Tensor, counted: Tensor | None, num_slots: int
+) -> Tensor:
+    """Return the `accesses` of `route_entries`, in its order, where nothing else is of use.
+
+    Only the slots of tokens that count travel: see `count_bytes`.
+    """
+    W = exchange.world_size
+    block = rows_per_rank(num_slots, W)
+    owner = (slots // block).to(torch.int32)
+    if counted is not None:  # slots of other tokens sort behind those of the last rank
+        owner.masked_fill_(~counted.unsqueeze(1), W)
+    owner, order = owner.flatten().sort(stable=True)
+    ends = torch.searchsorted(owner, torch.arange(W, device=owner.device), right=True)
+    sizes = torch.diff(ends, prepend=ends.new_zeros(1))
+    each = [1] * W
+    sent, received = torch.stack([sizes, exchange.all_to_all(sizes, each, each)]).tolist()
+    rows = (slots.flatten()[order[: sum(sent)]] % block).to(torch.int32)
+    return exchange.all_to_all(rows, sent, received)
+
+
 def add_partials(splits: Splits, token: Tensor, partials: Tensor, T: int) -> Tensor:
     """Send the owners' partial sums home and return their sums in rank order, (T, V)."""
     partials = splits.exchange.all_to_all(partials, splits.partials_sent, splits.partials_received)

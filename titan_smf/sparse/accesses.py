@@ -5,12 +5,12 @@
 Every rank counts the rows it owns; the lookups of its shard group bring it all accesses to them
 (`ValueTable.forward`). Replicas hold the same rows and see other tokens: their counts are summed.
 
-Dense counts (`AccessCounter`) are for figures over many steps. What is done in every step uses the
+Dense counts (`count_accesses`) are for figures of a step. What is done in every step uses the
 touched slots alone (`TouchedSlots`), at a cost that does not depend on N.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,25 +18,16 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from titan_smf.model.value_table import ValueTable
 
-class AccessCounter:
-    """Counts accesses to this rank's rows.
 
-    Add the accesses of a lookup once: activation checkpointing runs its forward pass twice.
+def count_accesses(accesses: Tensor, counts: Tensor) -> None:
+    """Add 1 to `counts` (R,) int64 for each time a row is in `accesses`, any shape, int32 or int64.
+
+    Add those of a lookup once: activation checkpointing runs its forward pass twice.
     """
-
-    def __init__(self, num_rows: int, device: torch.device | str) -> None:
-        self.counts = torch.zeros(num_rows, dtype=torch.int64, device=device)
-        """(R,), since the last reset."""
-
-    def add(self, accesses: Tensor) -> None:
-        """Add 1 to a row for each time its id occurs in `accesses`, any shape, int32 or int64."""
-        rows = accesses.flatten().long()
-        self.counts.scatter_add_(0, rows, torch.ones_like(rows))
-
-    def reset(self) -> None:
-        """Set all counts to zero."""
-        self.counts.zero_()
+    rows = accesses.flatten().long()
+    counts.scatter_add_(0, rows, torch.ones_like(rows))
 
 
 @dataclass(frozen=True)
@@ -57,12 +48,22 @@ class OwnedSlots:
         assert 0 <= self.start <= self.stop <= self.num_slots
         assert self.num_tables * self.num_slots < 2**31, "a slot id must fit into 31 bits"
 
+    @classmethod
+    def of(cls, tables: Iterable[ValueTable]) -> "OwnedSlots":
+        """Return the slots of a model's tables whose rows this rank holds."""
+        first, *others = tables
+        return cls(first.num_slots, *first.row_range, 1 + len(others))
+
     def __len__(self) -> int:
         return self.num_tables * (self.stop - self.start)
 
     def ids(self, accesses: Tensor, table: int = 0) -> Tensor:
         """Return the slot ids of what `ValueTable.forward` returns, rows counted from `start`."""
         return accesses + (table * self.num_slots + self.start)
+
+    def ids_by_layer(self, accesses: Sequence[Tensor]) -> list[Tensor]:
+        """Return the same of the accesses of each memory layer, which may share a table."""
+        return [self.ids(rows, layer % self.num_tables) for layer, rows in enumerate(accesses)]
 
     def positions(self, ids: Tensor) -> Tensor:
         """Return where slots of this rank are in an array over the slots of this rank."""

@@ -11,7 +11,6 @@ from titan_smf.sparse.accesses import OwnedSlots
 from titan_smf.sparse.document_frequency import Background, addressing_fingerprint
 from titan_smf.sparse.idf_file import IdfModel, check_idf, load_idf, read_metadata
 from titan_smf.sparse.idf_report import usage_warning
-from titan_smf.training.sparse_step import owned_slots
 
 logger = logging.getLogger("titan_smf")
 
@@ -33,7 +32,7 @@ def load_background(
     if warning := usage_warning(metadata):
         logger.warning("%s: %s", path, warning)
     logger.info("Background: %d documents, %s", metadata.documents, path)
-    return load_idf(path, owned or owned_slots(model), device)
+    return load_idf(path, owned or OwnedSlots.of(model.value_tables()), device)
 
 
 def idf_model(model: MemoryLlama, tokenizer: Tokenizer) -> IdfModel:

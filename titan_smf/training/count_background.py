@@ -18,7 +18,12 @@ from titan_smf.config.job import JobConfig
 from titan_smf.data.loader import Batch
 from titan_smf.errors import ConfigError
 from titan_smf.runtime import format_duration, on_any_rank
-from titan_smf.sparse.accesses import slots_used_fraction, sum_over_replicas, touched_slots
+from titan_smf.sparse.accesses import (
+    OwnedSlots,
+    slots_used_fraction,
+    sum_over_replicas,
+    touched_slots,
+)
 from titan_smf.sparse.document_frequency import DocumentFrequency
 from titan_smf.sparse.idf_file import (
     PARTIAL_SUFFIX,
@@ -30,7 +35,6 @@ from titan_smf.sparse.idf_file import (
 )
 from titan_smf.sparse.idf_report import draw_histogram, summary
 from titan_smf.training.background import idf_model
-from titan_smf.training.sparse_step import owned_slots, slot_ids
 from titan_smf.training.trainer import Trainer
 
 SECONDS_BETWEEN_LINES = 5
@@ -87,7 +91,7 @@ class BackgroundCount:
         self.folder = Path(config.job.dump_folder)
         self.path = config.idf.path or str(self.folder / "idf.safetensors")
         self.partial = self.path + PARTIAL_SUFFIX
-        self.owned = owned_slots(trainer.model)
+        self.owned = OwnedSlots.of(trainer.model.value_tables())
         self.table = next(trainer.model.value_tables())
         self.frequency = DocumentFrequency(self.owned, trainer.device)
         seed = config.debug.seed or 0
@@ -109,22 +113,22 @@ class BackgroundCount:
         first = self.frequency.documents
         batches = iter(trainer.dataloader)
         begin = last_line = time.perf_counter()
-        with trainer.stop_on_request():
+        with trainer.stop:
             while self.frequency.documents < total:
                 self._count_document(batches)
                 done = self.frequency.documents
-                if on_any_rank(trainer.stop_requested(), trainer.device):
-                    self._save(self.partial, complete=False)
+                if on_any_rank(trainer.stop.requested, trainer.device):
+                    self._save(complete=False)
                     logger.info("Stopped on request after batch %d of %d", done, total)
                     return False
                 if done % self.settings.checkpoint_interval == 0 and done < total:
-                    self._save(self.partial, complete=False)
+                    self._save(complete=False)
                 now = time.perf_counter()
                 late = on_any_rank(now - last_line > SECONDS_BETWEEN_LINES, trainer.device)
                 if late or done in (first + 1, total):
                     last_line = now
                     self._log_progress(done, total, (done - first) / (now - begin))
-            self._save(self.path, complete=True)
+            self._save(complete=True)
         return True
 
     def _resume(self) -> None:
@@ -151,7 +155,7 @@ class BackgroundCount:
     def _count_document(self, batches: Iterator[Batch]) -> None:
         accesses = []
         for _ in range(self.trainer.gradient_accumulation_steps):
-            accesses += slot_ids(self.trainer.accessed_rows(*next(batches)), self.owned)
+            accesses += self.owned.ids_by_layer(self.trainer.accessed_rows(*next(batches)))
         touched = sum_over_replicas(touched_slots(accesses), self.table.replicate_group)
         self.frequency.add_document(touched)
 
@@ -161,7 +165,7 @@ class BackgroundCount:
         form = "batch %d/%d  %.2f batches/s  slots used %.1f%%  left %s"
         logger.info(form, done, total, speed, 100 * used, left)
 
-    def _save(self, path: str, complete: bool) -> None:
+    def _save(self, complete: bool) -> None:
         """Write the counts so far; the complete file replaces the partial one."""
         whole = self.frequency.gather(self.table.group)
         if dist.get_rank() == 0:
@@ -170,11 +174,11 @@ class BackgroundCount:
             metadata = dataclasses.replace(
                 self.metadata, ranges=[[first, first + documents]], complete=complete
             )
-            save_idf(path, *whole, metadata)
+            save_idf(self.path if complete else self.partial, *whole, metadata)
             if complete:
                 storage.remove(self.partial)
                 picture = self.folder / "document_frequency.png"
                 draw_histogram(whole[0], documents, str(picture))
                 print(summary(*whole, documents))
-                logger.info("Wrote %s and %s", path, picture)
+                logger.info("Wrote %s and %s", self.path, picture)
         dist.barrier()

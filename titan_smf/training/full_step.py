@@ -13,7 +13,7 @@ from torch import Tensor
 
 from titan_smf.model.args import num_trainable
 from titan_smf.model.llama import MemoryLlama
-from titan_smf.sparse.accesses import AccessCounter, slots_used_fraction, usage_kl
+from titan_smf.sparse.accesses import count_accesses, slots_used_fraction, usage_kl
 from titan_smf.torchtitan_api import OptimizersContainer, dist_utils
 
 
@@ -52,10 +52,6 @@ class FullStep:
         self.max_norm = max_norm
         self.forward = forward
         self.tables = list(model.value_tables())
-        self.counters = [
-            AccessCounter(len(values), values.device)
-            for values in (table.local_values() for table in self.tables)
-        ]
 
     def step(
         self, batches: Sequence[MicroBatch], global_targets: int, logged: bool
@@ -66,6 +62,8 @@ class FullStep:
             this rank's part of the loss, the gradient's norm, and, in a logged step, metrics.
         """
         losses = []
+        local = [table.local_values() for table in self.tables if logged]
+        counts = [torch.zeros(len(rows), dtype=torch.int64, device=rows.device) for rows in local]
         for batch in batches:
             loss, accesses = self.forward(batch)
             loss = loss / global_targets
@@ -73,25 +71,23 @@ class FullStep:
             losses.append(loss.detach())
             if logged:
                 for layer, rows in enumerate(accesses):
-                    self.counters[layer % len(self.counters)].add(rows)
+                    count_accesses(rows, counts[layer % len(counts)])
         for table in self.tables:
             table.reduce_replica_gradients()
         grad_norm = dist_utils.clip_grad_norm_(self.model.parameters(), self.max_norm, foreach=True)
         self.optimizers.step()
         metrics = {}
         if logged:
-            metrics = {"numbers_updated": float(num_trainable(self.model))} | self.measure_usage()
+            metrics = {"numbers_updated": float(num_trainable(self.model))} | self.usage(counts)
         return torch.stack(losses).sum(), grad_norm, metrics
 
-    def measure_usage(self) -> dict[str, float]:
-        """Return how the last global batch used the slots of all tables; count anew. Collective."""
+    def usage(self, counts: Sequence[Tensor]) -> dict[str, float]:
+        """Return how the counted accesses to each table use the slots of all. Collective."""
         if not self.tables:
             return {}
-        counts = torch.cat([counter.counts for counter in self.counters])
         groups = self.tables[0].group, self.tables[0].replicate_group
-        for counter in self.counters:
-            counter.reset()
+        of_all = torch.cat(list(counts))
         return {
-            "memory/slots_used_fraction": slots_used_fraction(counts, *groups),
-            "memory/usage_kl": usage_kl(counts, *groups),
+            "memory/slots_used_fraction": slots_used_fraction(of_all, *groups),
+            "memory/usage_kl": usage_kl(of_all, *groups),
         }

@@ -29,16 +29,17 @@ PREVIOUS_FILE = "metrics.previous.jsonl"
 logger = logging.getLogger("titan_smf")
 
 
-def log_sizes(
-    config: JobConfig, model: MemoryLlama, device: str, flops_per_token: float, micro_batches: int
-) -> None:
+def log_sizes(config: JobConfig, model: MemoryLlama, micro_batches: int) -> None:
     """Log the sizes of the model, of a step, of this rank's part of the tables, and of a batch.
 
     Args:
         micro_batches: of a step on each rank; 0 without training data.
     """
-    memory, sizes = model.model_args.memory, model.model_args.parameter_counts(model)
+    args = model.model_args
+    memory, sizes = args.memory, args.parameter_counts(model)
     ranks, top_t = dist.get_world_size(), config.selection.top_t
+    _, flops_per_token = args.get_nparams_and_flops(model, config.training.seq_len)
+    device = model.tok_embeddings.weight.device.type
     logger.info("%s on %d x %s", config.job.description, ranks, device)
     logger.info(
         "Model: %s parameters, of which a token uses %s; %.3g MFLOP per token",
@@ -76,26 +77,24 @@ class RunMetrics(MetricsProcessor):
     `start` must be called before the first `record`. Only rank 0 writes.
     """
 
-    total_steps = 0
     train_seconds = 0.0
     train_steps = 0
     seconds_per_step = 0.0
     file: Any = None
     writer: SummaryWriter | None = None
 
-    def start(
-        self, folder: Path, step: int, total_steps: int, tensorboard_folder: Path | None
-    ) -> None:
+    def start(self, config: JobConfig, step: int) -> None:
         """Open the files of a run that goes on after `step`."""
-        self.total_steps = total_steps
         if rank() != 0:
             return
+        folder = Path(config.job.dump_folder)
         if step == 0 and (folder / METRICS_FILE).is_file():
             (folder / METRICS_FILE).replace(folder / PREVIOUS_FILE)
         drop_lines_after(folder / METRICS_FILE, step)
         self.file = (folder / METRICS_FILE).open("a", buffering=1)
-        if tensorboard_folder is not None:
-            self.writer = SummaryWriter(str(tensorboard_folder), purge_step=step + 1)
+        if config.metrics.enable_tensorboard:
+            path = folder / config.metrics.save_tb_folder
+            self.writer = SummaryWriter(str(path), purge_step=step + 1)
 
     @contextmanager
     def timed_step(self) -> Iterator[None]:
@@ -137,18 +136,16 @@ class RunMetrics(MetricsProcessor):
         super().close()
 
     def _line(self, step: int, values: Mapping[str, float]) -> str:
-        parts = [f"step {step}/{self.total_steps}"]
-        for name, form in _SHOWN.items():
-            if name in values:
-                parts.append(form.format(values[name]))
+        total = self.job_config.training.steps
+        parts = [f"step {step}/{total}"]
+        parts += [form.format(values[name]) for name, form in _SHOWN.items() if name in values]
         parts += [
             f"{name.removeprefix('evaluation/')} {value:.4f}"
             for name, value in values.items()
             if name.startswith("evaluation/")
         ]
-        left = (self.total_steps - step) * self.seconds_per_step
-        parts.append(f"left {format_duration(left)}")
-        return "  ".join(parts)
+        left = (total - step) * self.seconds_per_step
+        return "  ".join([*parts, f"left {format_duration(left)}"])
 
 
 _SHOWN = {

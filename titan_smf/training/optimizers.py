@@ -31,14 +31,14 @@ class AdamWithValues(OptimizersContainer):
             "fused": settings.implementation == "fused",
             "foreach": settings.implementation == "foreach",
         }
-        values = [p for p in model.tables.parameters() if p.requires_grad]
-        rest = [
-            p for p in model.parameters() if p.requires_grad and all(p is not v for v in values)
+        learning = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+        values = [p for name, p in learning if name.startswith("tables.")]
+        rest = [p for name, p in learning if not name.startswith("tables.")]
+        groups: list[dict[str, Any]] = [
+            {"params": rest},
+            {"params": values, "lr": memory.value_lr, "weight_decay": memory.value_weight_decay},
         ]
-        groups: list[dict[str, Any]] = [{"params": rest}] if rest else []
-        if values:
-            decay = memory.value_weight_decay
-            groups.append({"params": values, "lr": memory.value_lr, "weight_decay": decay})
+        groups = [group for group in groups if group["params"]]
         self.model_parts = [model]
         self.optimizers = [getattr(torch.optim, settings.name)(groups, **shared)]
         self._post_init(rest + values, shared)

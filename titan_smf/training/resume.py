@@ -10,7 +10,7 @@ from titan_smf.checkpoint.run_folder import check_not_overwritten
 from titan_smf.config.job import JobConfig
 from titan_smf.data.tokenizer import Tokenizer
 from titan_smf.errors import CheckpointError, ConfigError
-from titan_smf.model.args import MemoryLlamaArgs
+from titan_smf.model.args import SIZES, MemoryLlamaArgs
 
 logger = logging.getLogger("titan_smf")
 
@@ -47,10 +47,9 @@ def resume(config: JobConfig, folder: Path, checkpoints: Checkpointer) -> bool:
 def run_identity(config: JobConfig, args: MemoryLlamaArgs, tokenizer: Tokenizer) -> dict[str, Any]:
     """Return what a checkpoint must share with a run to fit it, as `Checkpointer` has it."""
     settings = dataclasses.asdict(args)
-    names = ("dim", "n_layers", "n_heads", "n_kv_heads", "ffn_dim", "rope_theta", "vocab_size")
     return {
         "weights": {
-            "model": {name: settings[name] for name in (*names, "memory")},
+            "model": {name: settings[name] for name in (*SIZES, "vocab_size", "memory")},
             "tokenizer": {"name": tokenizer.name, "fingerprint": tokenizer.fingerprint},
         },
         "adapters": dataclasses.asdict(config.lora) if config.finetune.method == "lora" else None,

@@ -11,6 +11,7 @@ global batch: the slots are chosen once a step, from all ranks and micro-batches
 table's size is made.
 """
 
+import dataclasses
 import json
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -22,10 +23,10 @@ import torch.distributed as dist
 from torch import Tensor
 
 from titan_smf.config.job import JobConfig
+from titan_smf.data.tokenizer import Tokenizer
 from titan_smf.model.llama import MemoryLlama, SlotLookup
 from titan_smf.model.value_table import SelectedRows, ValueTable
-from titan_smf.sparse.accesses import OwnedSlots, sum_over_replicas, touched_slots
-from titan_smf.sparse.document_frequency import Background
+from titan_smf.sparse.accesses import OwnedSlots, all_reduce, sum_over_replicas, touched_slots
 from titan_smf.sparse.ranking import (
     Selection,
     SelectionRule,
@@ -36,6 +37,7 @@ from titan_smf.sparse.ranking import (
 )
 from titan_smf.sparse.row_optimizer import RowOptimizer, clip_row_gradients
 from titan_smf.storage import drop_lines_after
+from titan_smf.training.background import load_background
 from titan_smf.training.full_step import MicroBatch
 
 SELECTIONS_FILE = "selections.jsonl"
@@ -47,10 +49,9 @@ class SparseStep:
     Args:
         model: frozen, with at least one memory layer.
         optimizers: one for each table.
-        config: its `selection`, and the seed for the random ranking.
+        config: its `[selection]`, `training.max_norm`, and the seed for the random ranking.
         loss_fn: loss summed over target tokens, of logits and labels.
         context: entered around every forward pass.
-        folder: for the log of selections.
     """
 
     def __init__(
@@ -59,30 +60,33 @@ class SparseStep:
         optimizers: Sequence[RowOptimizer],
         config: JobConfig,
         loss_fn: Callable[[Tensor, Tensor], Tensor],
-        context: Callable[[], AbstractContextManager[Any]],
-        folder: Path,
+        context: AbstractContextManager[Any],
     ) -> None:
         self.model = model
         self.tables: list[ValueTable] = list(model.value_tables())
         self.optimizers = optimizers
-        self.settings = config.selection
-        self.seed = config.debug.seed or 0
-        self.max_norm = float(config.training.max_norm)
+        self.config = config
         self.loss_fn = loss_fn
         self.context = context
-        self.log = folder / SELECTIONS_FILE if self.settings.log and dist.get_rank() == 0 else None
-        self.owned = owned_slots(model)
-        self.background: Background | None = None
+        self.log: Path | None = None
+        if config.selection.log and dist.get_rank() == 0:
+            self.log = Path(config.job.dump_folder) / SELECTIONS_FILE
+        self.owned = OwnedSlots.of(self.tables)
+        ranking, top_t = config.selection.ranking, config.selection.top_t
+        self.rule = SelectionRule(ranking, top_t, config.debug.seed or 0)
         self.previous: Tensor | None = None
         """Ids of the slots that the step before selected."""
 
-    def start(self, step: int, background: Background | None) -> None:
-        """Begin a run that goes on after `step`.
+    def start(self, step: int, tokenizer: Tokenizer) -> None:
+        """Begin a run that goes on after `step`; load the counts that the ranking needs.
 
-        Args:
-            background: the counts of background data, for the rankings that need them.
+        Raises:
+            IdfError: they cannot be read, or are of another model or tokenizer.
         """
-        self.background = background
+        if self.config.needs_counts:
+            path, device = self.config.selection.idf_path, self.tables[0].local_values().device
+            background = load_background(path, self.model, tokenizer, device)
+            self.rule = dataclasses.replace(self.rule, background=background)
         if self.log is not None:
             drop_lines_after(self.log, step)
 
@@ -99,14 +103,15 @@ class SparseStep:
         selected = self._selected_rows(selection)
         losses = []
         for batch, lookup in zip(batches, lookups, strict=True):
-            with self.context():
+            with self.context:
                 logits, _ = self.model(lookup, **batch.masks, part="from_memory", selected=selected)
                 loss = self.loss_fn(logits, batch.labels) / global_targets
             loss.backward()
             losses.append(loss.detach())
         for table, rows in zip(self.tables, selected, strict=True):
             table.reduce_replica_gradients(rows)
-        norm = clip_row_gradients(selected, self.max_norm, self.tables[0].group)
+        max_norm = float(self.config.training.max_norm)
+        norm = clip_row_gradients(selected, max_norm, self.tables[0].group)
         for optimizer, rows in zip(self.optimizers, selected, strict=True):
             optimizer.step(rows)
         if self.log is not None:
@@ -131,19 +136,18 @@ class SparseStep:
         """Return the lookups of the first memory layer, and the ids of all slots that were read."""
         lookups, accesses = [], []
         for tokens, _, new, masks in batches:
-            with self.context():
+            with self.context:
                 lookup, rows = self.model(tokens, **masks, counted=new, part="to_memory")
             lookups.append(lookup)
-            accesses += slot_ids(rows, self.owned)
+            accesses += self.owned.ids_by_layer(rows)
         return lookups, accesses
 
     def _select(self, accesses: Sequence[Tensor], step: int) -> Selection:
         shards, replicas = self.tables[0].group, self.tables[0].replicate_group
-        settings, touched = self.settings, sum_over_replicas(touched_slots(accesses), replicas)
-        rule = SelectionRule(settings.ranking, settings.top_t, self.seed, self.background)
-        selection = select(touched, rule, step, shards)
-        if settings.verify:
-            verify_selection(selection, accesses, self.owned, rule, step, shards, replicas)
+        touched = sum_over_replicas(touched_slots(accesses), replicas)
+        selection = select(touched, self.rule, step, shards)
+        if self.config.selection.verify:
+            verify_selection(selection, accesses, self.owned, self.rule, step, shards, replicas)
         return selection
 
     def _selected_rows(self, selection: Selection) -> list[SelectedRows]:
@@ -158,23 +162,17 @@ class SparseStep:
 
     def _metrics(self, selection: Selection) -> dict[str, float]:
         previous, self.previous = self.previous, selection.ids
+        # Rows of this rank that were ever updated.
+        distinct = selection.ids.new_tensor(sum(len(each.store) for each in self.optimizers))
         values = {
             "sparse/rows_updated": float(len(selection.ids)),
-            "sparse/distinct_rows": float(self._distinct_rows()),
+            "sparse/distinct_rows": float(all_reduce(distinct, self.tables[0].group)),
             "sparse/selected_access_share": selected_access_share(selection),
             "numbers_updated": float(len(selection.ids) * self.tables[0].v_dim),
         }
         if previous is not None:
             values["sparse/overlap"] = overlap(selection.ids, previous)
         return values
-
-    def _distinct_rows(self) -> int:
-        """Count the rows of all tables and ranks that were ever updated, each once."""
-        rows = sum(len(optimizer.store) for optimizer in self.optimizers)
-        everywhere = torch.tensor(rows, device=self.tables[0].local_values().device)
-        if self.tables[0].group is not None:
-            dist.all_reduce(everywhere, group=self.tables[0].group)
-        return int(everywhere.item())
 
 
 def _write_selection(path: Path, selection: Selection, step: int) -> None:
@@ -187,14 +185,3 @@ def _write_selection(path: Path, selection: Selection, step: int) -> None:
     }
     with path.open("a") as file:
         file.write(json.dumps(line) + "\n")
-
-
-def owned_slots(model: MemoryLlama) -> OwnedSlots:
-    """Return the slots of all tables whose rows this rank holds."""
-    tables = list(model.value_tables())
-    return OwnedSlots(tables[0].num_slots, *tables[0].row_range, len(tables))
-
-
-def slot_ids(accesses: Sequence[Tensor], owned: OwnedSlots) -> list[Tensor]:
-    """Return slot ids of the accesses that a forward pass reports, a tensor a memory layer."""
-    return [owned.ids(rows, layer % owned.num_tables) for layer, rows in enumerate(accesses)]

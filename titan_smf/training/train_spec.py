@@ -23,7 +23,6 @@ from titan_smf.streams.loader import StreamLoader
 from titan_smf.streams.records import Record, open_stream
 from titan_smf.torchtitan_api import (
     OptimizersContainer,
-    ParallelDims,
     TrainSpec,
     build_lr_schedulers,
     register_train_spec,
@@ -72,84 +71,73 @@ def build_train_spec(config: JobConfig, stream: Sequence[Record] = ()) -> TrainS
     Raises:
         ConfigError, DataError: the tokenizer, the data or the model cannot be built as asked.
     """
-    settings = config.tokenizer
+    settings, method = config.tokenizer, config.finetune.method
     tokenizer = load_tokenizer(settings.name, settings.path, settings.pattern)
-    args = model_args(config, tokenizer)
 
-    method = config.finetune.method
-
-    def build_dataloader(
-        dp_world_size: int, dp_rank: int, **_: Any
-    ) -> TokenLoader | StreamLoader | NoData:
-        if not stream and not config.data.sources:
-            return NoData()
-        if stream:
-            return _stream_loader(config, stream, tokenizer, dp_rank, dp_world_size)
-        return _token_loader(config, config.data.sources, tokenizer, dp_rank, dp_world_size)
-
-    def parallelized(model: MemoryLlama, dims: ParallelDims, job_config: JobConfig) -> MemoryLlama:
-        if method in ("sparse_memory", "values"):
-            model.requires_grad_(False)  # before FSDP, which then reduces no gradients
-        if method == "values":
-            model.tables.requires_grad_(True)
-        return parallelize(model, dims, job_config)
+    def build_model(args: MemoryLlamaArgs) -> MemoryLlama:
+        if method == "lora":
+            return LoraLlama(args, config.lora)
+        model = MemoryLlama(args)
+        if method != "full":  # before FSDP, which then reduces no gradients
+            model.requires_grad_(False)
+            model.tables.requires_grad_(method == "values")
+        return model
 
     def build_optimizers(models: list[MemoryLlama], *_: Any) -> OptimizersContainer:
         return (RowOptimizers if method == "sparse_memory" else AdamWithValues)(models[0], config)
 
-    model_cls = partial(LoraLlama, lora=config.lora) if method == "lora" else MemoryLlama
     return TrainSpec(
-        model_cls=model_cls,  # type: ignore[arg-type]
-        model_args={config.model.flavor: args},
-        parallelize_fn=parallelized,
+        model_cls=build_model,  # type: ignore[arg-type]
+        model_args={config.model.flavor: model_args(config, tokenizer)},
+        parallelize_fn=parallelize,
         pipelining_fn=None,
         build_optimizers_fn=build_optimizers,
         build_lr_schedulers_fn=build_lr_schedulers,
-        build_dataloader_fn=build_dataloader,  # type: ignore[arg-type]
+        build_dataloader_fn=partial(build_loader, stream),  # type: ignore[arg-type]
         build_tokenizer_fn=lambda *_: tokenizer,  # type: ignore[arg-type]
         build_loss_fn=build_loss,
         build_metrics_processor_fn=lambda config, dims, *_: RunMetrics(config, dims),
     )
 
 
-def _token_loader(
-    config: JobConfig, sources: Sequence[Source], tokenizer: Tokenizer, rank: int, ranks: int
-) -> TokenLoader:
-    cache = config.data.cache
-    shards = [
-        WeightedShards(source.path, open_source(source.path, tokenizer, cache), source.weight)
-        for source in sources
-    ]
-    return TokenLoader(
-        shards,
-        seq_len=config.training.seq_len,
-        local_batch_size=config.training.local_batch_size,
-        dp_rank=rank,
-        dp_world_size=ranks,
-        seed=config.debug.seed or 0,
-    )
+def build_loader(
+    stream: Sequence[Record],
+    *,
+    dp_world_size: int,
+    dp_rank: int,
+    tokenizer: Tokenizer,
+    job_config: JobConfig,
+) -> TokenLoader | StreamLoader | NoData:
+    """Return a rank's loader of the stream, with replay where it is asked for, or of the data."""
+    training, replay = job_config.training, job_config.replay
+    of_rank = {
+        "seq_len": training.seq_len,
+        "local_batch_size": training.local_batch_size,
+        "dp_rank": dp_rank,
+        "dp_world_size": dp_world_size,
+    }
 
+    def token_loader(sources: Sequence[Source]) -> TokenLoader:
+        cache = job_config.data.cache
+        shards = [
+            WeightedShards(source.path, open_source(source.path, tokenizer, cache), source.weight)
+            for source in sources
+        ]
+        return TokenLoader(shards, **of_rank, seed=job_config.debug.seed or 0)
 
-def _stream_loader(
-    config: JobConfig, stream: Sequence[Record], tokenizer: Tokenizer, rank: int, ranks: int
-) -> StreamLoader:
-    local = config.training.local_batch_size
-    global_size = max(config.training.global_batch_size, local * ranks)
-    replay = None
-    if replay_rows := config.replay.num_rows(global_size):
-        background = _token_loader(config, config.replay.sources, tokenizer, rank, ranks)
-        replay = Replay(background, replay_rows, global_size)
+    if not stream:
+        sources = job_config.data.sources
+        return token_loader(sources) if sources else NoData()
+    global_size = max(training.global_batch_size, training.local_batch_size * dp_world_size)
+    rows = replay.num_rows(global_size)
     return StreamLoader(
         stream,
         tokenizer,
-        seq_len=config.training.seq_len,
-        local_batch_size=local,
+        **of_rank,
         global_batch_size=global_size,
-        dp_rank=rank,
-        dp_world_size=ranks,
-        epochs=config.stream.epochs,
-        steps_per_record=config.stream.steps_per_record,
-        replay=replay,
+        epochs=job_config.stream.epochs,
+        steps_per_record=job_config.stream.steps_per_record,
+        replay=Replay(token_loader(replay.sources), rows, global_size) if rows else None,
     )
 
 

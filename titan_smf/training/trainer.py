@@ -15,7 +15,6 @@ torchtitan builds the model, the meshes, the optimizers and the schedule from th
 
 import logging
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -45,15 +44,14 @@ from titan_smf.torchtitan_api import (
     maybe_enable_profiling,
     torchtitan_train,
 )
-from titan_smf.training.background import load_background
 from titan_smf.training.full_step import FullStep, MicroBatch
+from titan_smf.training.loss import mean_loss
 from titan_smf.training.metrics import RunMetrics, log_sizes
 from titan_smf.training.optimizers import RowOptimizers
 from titan_smf.training.resume import resume, run_identity
 from titan_smf.training.run_patch import RunPatch, apply_patches
 from titan_smf.training.sparse_step import SparseStep
 from titan_smf.training.train_spec import registered_config
-from titan_smf.training.validation import mean_loss
 
 logger = logging.getLogger("titan_smf")
 
@@ -77,21 +75,31 @@ class Trainer(torchtitan_train.Trainer):
         (model,) = self.model_parts
         assert isinstance(model, MemoryLlama)
         self.model = model
-        if job_config.training.mixed_precision_param != "bfloat16":
+        if job_config.training.mixed_precision_param != "bfloat16":  # FSDP casts the weights
             self.maybe_enable_amp = torch.autocast(self.device.type, enabled=False)
-        self.stop: StopRequest | None = None
+        self.stop = StopRequest()
         self.sparse_step: SparseStep | None = None
         self.patch: RunPatch | None = None
+        states: dict[str, Stateful] = {"trainer": self, "data": self.dataloader}
+        row_files: RowOptimizers | None = None
         if isinstance(self.optimizers, RowOptimizers):
-            rows = self.optimizers.optimizers
-            self.sparse_step = SparseStep(
-                model, rows, job_config, self.loss_fn, self.precision, self.folder
-            )
+            row_files, rows = self.optimizers, self.optimizers.optimizers
+            autocast = self.maybe_enable_amp
+            self.sparse_step = SparseStep(model, rows, job_config, self.loss_fn, autocast)
             self.patch = RunPatch(model, rows, self.folder)
+            states |= {"patch": self.patch, "selection": self.sparse_step}
         else:
             max_norm = job_config.training.max_norm
             self.full_step = FullStep(model, self.optimizers, max_norm, self.loss_and_accesses)
-        self.checkpoints = self._build_checkpoints()
+        self.checkpoints = Checkpointer(
+            self.folder / job_config.checkpoint.folder,
+            model,
+            self.optimizers,
+            states,
+            identity=run_identity(job_config, self.model_args, self.tokenizer),
+            keep=job_config.checkpoint.keep_latest_k,
+            rank_files=row_files,
+        )
         if job_config.validation.enable:
             source, cache = job_config.data.validation, job_config.data.cache
             self.validation_shards = open_source(source, self.tokenizer, cache)
@@ -99,39 +107,19 @@ class Trainer(torchtitan_train.Trainer):
             model,
             self.tokenizer,
             self.device,
-            self.precision,
+            self.maybe_enable_amp,
             job_config.parallelism.fsdp_reshard_after_forward,
-            self.stop_requested,
+            self.stop,
         )
         self.evaluation = Evaluator(job_config, evaluated)
-        log_sizes(
-            job_config,
-            model,
-            self.device.type,
-            self.metrics_processor.num_flops_per_token,
-            0 if isinstance(self.dataloader, NoData) else self.gradient_accumulation_steps,
-        )
-
-    def _build_checkpoints(self) -> Checkpointer:
-        config = self.job_config
-        states: dict[str, Stateful] = {"trainer": self, "data": self.dataloader}
-        if self.patch is not None and self.sparse_step is not None:
-            states |= {"patch": self.patch, "selection": self.sparse_step}
-        return Checkpointer(
-            self.folder / config.checkpoint.folder,
-            self.model,
-            self.optimizers,
-            states,
-            identity=run_identity(config, self.model_args, self.tokenizer),
-            keep=config.checkpoint.keep_latest_k,
-            rank_files=self.optimizers if isinstance(self.optimizers, RowOptimizers) else None,
-        )
+        trains = not isinstance(self.dataloader, NoData)
+        log_sizes(job_config, model, self.gradient_accumulation_steps if trains else 0)
 
     def train(self) -> bool:
         """Run to the last step; False if a stop request ended the run before it."""
         self.restore()
         self._open_outputs()
-        with self.stop_on_request():
+        with self.stop:
             done = self._evaluate_first() and self._loop()
             # Also if a kill came between the last checkpoint and these files.
             if self.patch is not None:
@@ -168,22 +156,11 @@ class Trainer(torchtitan_train.Trainer):
 
     def _open_outputs(self) -> None:
         """Open the run's files after `self.step`; what they hold of later steps is dropped."""
-        config = self.job_config
         if self.sparse_step is not None:
-            background = None
-            if config.needs_counts:
-                idf_path = config.selection.idf_path
-                background = load_background(idf_path, self.model, self.tokenizer, self.device)
-            self.sparse_step.start(self.step, background)
-        tensorboard = self.folder / config.metrics.save_tb_folder
-        self.metrics_processor.start(
-            self.folder,
-            self.step,
-            config.training.steps,
-            tensorboard if config.metrics.enable_tensorboard else None,
-        )
+            self.sparse_step.start(self.step, self.tokenizer)
+        self.metrics_processor.start(self.job_config, self.step)
         if dist.get_rank() == 0:
-            save_resolved(config, self.folder / "config.toml")
+            save_resolved(self.job_config, self.folder / "config.toml")
         self.evaluation.start(self.step)
 
     def _evaluate_first(self) -> bool:
@@ -251,7 +228,7 @@ class Trainer(torchtitan_train.Trainer):
         lr = self.lr_schedulers.schedulers[0].get_last_lr()[0]
         batches = [next(data_iterator) for _ in range(self.gradient_accumulation_steps)]
         targets = sum(int((labels != IGNORE_INDEX).sum()) for _, labels in batches)
-        sums = torch.tensor([targets, int(self.stop_requested())], device=self.device)
+        sums = torch.tensor([targets, int(self.stop.requested)], device=self.device)
         dist.all_reduce(sums)
         global_targets, stop = sums.tolist()
         on_device = [self.on_device(*batch) for batch in batches]
@@ -283,7 +260,7 @@ class Trainer(torchtitan_train.Trainer):
         def loss_of(batch: Batch) -> torch.Tensor:
             return self.loss_and_accesses(self.on_device(*batch))[0]
 
-        return mean_loss(self.model, batches, loss_of, self.stop_requested, self.device)
+        return mean_loss(self.model, batches, loss_of, self.stop, self.device)
 
     def on_device(self, inputs: dict[str, torch.Tensor], labels: torch.Tensor) -> MicroBatch:
         """Move a batch of the loader to the device, with its masks."""
@@ -292,13 +269,9 @@ class Trainer(torchtitan_train.Trainer):
         # Without replay all that is not padding, where no token is to be predicted.
         return MicroBatch(tokens, labels, more.get("new", labels != IGNORE_INDEX), masks)
 
-    def precision(self) -> AbstractContextManager[Any]:
-        """Return the autocast context of a forward pass: none where FSDP casts the weights."""
-        return self.maybe_enable_amp
-
     def loss_and_accesses(self, batch: MicroBatch) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """Return the loss summed over this micro-batch's target tokens, and the accesses here."""
-        with self.train_context(), self.precision():
+        with self.train_context(), self.maybe_enable_amp:
             logits, accesses = self.model(batch.tokens, **batch.masks)
             return self.loss_fn(logits, batch.labels), accesses
 
@@ -314,22 +287,8 @@ class Trainer(torchtitan_train.Trainer):
         `observe` is called with this rank's own lookups, of padding too.
         """
         batch = self.on_device(inputs, labels)
-        with self.precision():
+        with self.maybe_enable_amp:
             return self.model(batch.tokens, **batch.masks, part="to_memory", observe=observe)[1]
-
-    @contextmanager
-    def stop_on_request(self) -> Iterator[None]:
-        """Note signals that ask this process to stop, instead of dying of them."""
-        self.stop = StopRequest()
-        try:
-            yield
-        finally:
-            self.stop.restore()
-            self.stop = None
-
-    def stop_requested(self) -> bool:
-        """Whether this process was asked to stop."""
-        return self.stop is not None and self.stop.requested
 
     def state_dict(self) -> dict[str, Any]:
         """Return the position of the run; torchtitan's token count is left to the data position."""
