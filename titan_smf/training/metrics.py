@@ -40,34 +40,27 @@ def log_sizes(config: JobConfig, model: MemoryLlama, micro_batches: int) -> None
     ranks, top_t = dist.get_world_size(), config.selection.top_t
     _, flops_per_token = args.get_nparams_and_flops(model, config.training.seq_len)
     device = model.tok_embeddings.weight.device.type
-    logger.info("%s on %d x %s", config.job.description, ranks, device)
+    logger.info(f"{config.job.description} on {ranks} x {device}")
     logger.info(
-        "Model: %s parameters, of which a token uses %s; %.3g MFLOP per token",
-        f"{sizes.total:,}",
-        f"{sizes.active:,}",
-        flops_per_token / 1e6,
+        f"Model: {sizes.total:,} parameters, of which a token uses {sizes.active:,}; "
+        f"{flops_per_token / 1e6:.3g} MFLOP per token"
     )
     if config.finetune.method == "sparse_memory":
         trainable = f"at most {top_t * memory.v_dim:,}, in {top_t:,} rows"
     else:
         trainable = f"{num_trainable(model):,}"
-    logger.info("Trainable parameters per step: %s", trainable)
+    logger.info(f"Trainable parameters per step: {trainable}")
     for table in model.value_tables():
         local = table.local_values()
         logger.info(
-            "Value table: %s slots x %d; on this rank %s rows, %.1f MiB",
-            f"{memory.num_slots:,}",
-            memory.v_dim,
-            f"{len(local):,}",
-            local.numel() * local.element_size() / 2**20,
+            f"Value table: {memory.num_slots:,} slots x {memory.v_dim}; on this rank "
+            f"{len(local):,} rows, {local.nbytes / 2**20:.1f} MiB"
         )
     if micro_batches:
+        training = config.training
         logger.info(
-            "Batch: %d sequences of %d tokens in %d micro-batches; %d steps",
-            micro_batches * config.training.local_batch_size * ranks,
-            config.training.seq_len,
-            micro_batches,
-            config.training.steps,
+            f"Batch: {micro_batches * training.local_batch_size * ranks} sequences of "
+            f"{training.seq_len} tokens in {micro_batches} micro-batches; {training.steps} steps"
         )
 
 
