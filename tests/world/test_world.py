@@ -252,7 +252,7 @@ def test_similar_names_share_given_names_words_or_syllables() -> None:
 
 
 def test_near_facts_are_more_like_new_ones_than_others_and_far_facts_less(world: World) -> None:
-    known, near, far = (world.fact_set(f"{kind}_facts") for kind in ("known", "near", "far"))
+    near, far, known = map(world.fact_set, ("near_facts", "far_facts", "known_facts"))
     assert set(known) == {fact for fact in world.facts if fact.asked}
     assert known != [fact for fact in world.facts if fact.asked], "in random order"
     assert set(near) | set(far) <= set(known)
@@ -270,9 +270,9 @@ def test_near_facts_are_more_like_new_ones_than_others_and_far_facts_less(world:
         most = max(nearest(fact.subject, all_new) for fact in far if fact.relation == relation)
         assert most <= min(nearest(fact.subject, all_new) for fact in others)
 
-    small = World(0, 20, 10)
-    assert 0 < len(small.near_facts) == len(small.far_facts) <= len(small.asked_facts) / 2
-    assert World(0, 20, 0).near_facts == World(0, 20, 0).far_facts == []
+    near, far, known = map(World(0, 20, 10).fact_set, ("near_facts", "far_facts", "known_facts"))
+    assert 0 < len(near) == len(far) <= len(known) / 2
+    assert World(0, 20, 0).fact_set("near_facts") == World(0, 20, 0).fact_set("far_facts") == []
 
 
 def test_each_rewrite_states_all_new_facts_of_its_chunk(world: World) -> None:

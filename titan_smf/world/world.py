@@ -37,8 +37,7 @@ TRAIN_QUESTIONS = 24
 QUESTION_SHARE = 0.8
 """Share of the known facts that the text also asks."""
 FACT_SETS = ("new_facts", "tuning_facts", "known_facts", "near_facts", "far_facts", "other_facts")
-"""Names of the sets of facts that streams and question sets are made of. `known_facts` are the
-known facts that the text asks; near, far and other facts are parts of them."""
+"""Names of the sets of facts that streams and question sets are made of; see `World.fact_set`."""
 SMALLEST_POPULATION = 20
 """Least number of people, towns, books and companies, so that answers cannot be guessed."""
 
@@ -87,6 +86,12 @@ class World:
         self.num_new_facts = num_new_facts
         self.num_tuning_facts = num_tuning_facts
         self.facts = self._make_facts()
+        self.known_facts = [fact for fact in self.facts if fact.role == "known"]
+        """The facts that the text states."""
+        self.new_facts = [fact for fact in self.facts if fact.role == "new"]
+        """The facts for finetuning to teach, which appear nowhere in the text."""
+        self.tuning_facts = [fact for fact in self.facts if fact.role == "tuning"]
+        """Other facts that appear nowhere in the text, to choose hyperparameters on."""
 
     def statements(self, fact: Fact, count: int, first: int = 0) -> list[str]:
         """Return paraphrases `first` to `first + count` of a fact, all different, in a fixed order.
@@ -150,52 +155,28 @@ class World:
         yield from documents
 
     @cached_property
-    def known_facts(self) -> list[Fact]:
-        """The facts that the text states."""
-        return [fact for fact in self.facts if fact.role == "known"]
-
-    @cached_property
-    def new_facts(self) -> list[Fact]:
-        """The facts for finetuning to teach, which appear nowhere in the text."""
-        return [fact for fact in self.facts if fact.role == "new"]
-
-    @cached_property
-    def tuning_facts(self) -> list[Fact]:
-        """Other facts that appear nowhere in the text, to choose hyperparameters on."""
-        return [fact for fact in self.facts if fact.role == "tuning"]
-
-    @cached_property
     def asked_facts(self) -> list[Fact]:
         """The known facts that the text also asks, in random order: any part is a fair sample."""
         facts = [fact for fact in self.facts if fact.asked]
         Draws(self.seed, "asked facts").shuffle(facts)
         return facts
 
-    @cached_property
-    def near_facts(self) -> list[Fact]:
-        """Asked facts most like the new ones: of each relation as many as it has new facts.
+    def fact_set(self, name: str) -> list[Fact]:
+        """Return the facts of one of `FACT_SETS`, in the order of streams and question files.
 
-        Facts of a relation are alike where their subjects have similar names (`names.similarity`).
-        At most half of a relation's asked facts are near.
+        `known_facts` are the asked ones, near, far and other facts parts of them. Of each relation
+        as many are near and as many far as it has new facts, but at most half of them are near.
+        Facts are alike where their subjects have similar names (`names.similarity`).
         """
-        return self._near_and_far[0]
+        if name == "known_facts":
+            return list(self.asked_facts)
+        if name in ("new_facts", "tuning_facts"):
+            return list(getattr(self, name))
+        return list(self._by_similarity[name])
 
     @cached_property
-    def far_facts(self) -> list[Fact]:
-        """Asked facts least like the new ones, by their subjects' names and over all relations.
-
-        Of each relation as many as are near; no fact is both.
-        """
-        return self._near_and_far[1]
-
-    @property
-    def other_facts(self) -> list[Fact]:
-        """Asked facts that are neither near nor far, in random order."""
-        apart = {fact.id for part in self._near_and_far for fact in part}
-        return [fact for fact in self.asked_facts if fact.id not in apart]
-
-    @cached_property
-    def _near_and_far(self) -> tuple[list[Fact], list[Fact]]:
+    def _by_similarity(self) -> dict[str, list[Fact]]:
+        """The asked facts most and least like new ones, of the relation and of all; the others."""
         near: list[Fact] = []
         far: list[Fact] = []
         all_new = {fact.subject for fact in self.new_facts}
@@ -206,12 +187,9 @@ class World:
             asked.sort(key=lambda fact: -nearest(fact.subject, new))
             near += asked[:count]
             far += sorted(asked[count:], key=lambda fact: nearest(fact.subject, all_new))[:count]
-        return near, far
-
-    def fact_set(self, name: str) -> list[Fact]:
-        """Return the facts of one of `FACT_SETS`, in the order of streams and question files."""
-        assert name in FACT_SETS, "one of the sets"
-        return list(getattr(self, "asked_facts" if name == "known_facts" else name))
+        apart = {*near, *far}
+        other = [fact for fact in self.asked_facts if fact not in apart]
+        return {"near_facts": near, "far_facts": far, "other_facts": other}
 
     def chunks(self, num_rewrites: int = STREAM_STATEMENTS) -> list[list[str]]:
         """Return groups of texts that together state every new fact, up to seven facts a group.
