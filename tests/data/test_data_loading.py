@@ -1,6 +1,5 @@
 """One global order of samples for any number of ranks, resumable anywhere; sources by path."""
 
-import gzip
 import itertools
 import json
 import multiprocessing
@@ -9,11 +8,10 @@ import time
 from collections import Counter
 from pathlib import Path
 
-import pyarrow
-import pyarrow.parquet
 import pytest
 import torch
 
+from tests.support.corpora import write_all_kinds
 from titan_smf.data import packing
 from titan_smf.data.loader import Batch, TokenLoader, WeightedShards, validation_batches
 from titan_smf.data.sources import open_source
@@ -242,22 +240,12 @@ def test_validation_samples_do_not_depend_on_the_ranks(sources: list[WeightedSha
 TEXTS = ["The first document.", "The second,\nof two lines.", "Ünïcode \u4e2d\u6587 third."]
 
 
-def write_text_files(folder: Path) -> list[Path]:
-    """The same documents as txt, jsonl, compressed jsonl and parquet."""
-    lines = "".join(json.dumps({"id": 1, "text": text}) + "\n" for text in TEXTS)
-    paths = [folder / name for name in ("t.txt", "t.jsonl", "z.jsonl.gz", "t.parquet")]
-    paths[0].write_text("\n\n\n".join(TEXTS) + "\n", encoding="utf-8")
-    paths[1].write_text(lines, encoding="utf-8")
-    paths[2].write_bytes(gzip.compress(lines.encode()))
-    pyarrow.parquet.write_table(pyarrow.table({"text": TEXTS}), paths[3])
-    return paths
-
-
 def test_text_files_are_prepared_on_first_use(tmp_path: Path, tokenizer: Tokenizer) -> None:
     cache = tmp_path / "cache"
     expected = [tokenizer.encode(text, bos=True, eos=True) for text in TEXTS]
-    for path in write_text_files(tmp_path):
-        shards = open_source(str(path), tokenizer, cache)
+    files = write_all_kinds(tmp_path, TEXTS)
+    for kind in set(files) - {"folder", "glob", "hub"}:
+        shards = open_source(files[kind], tokenizer, cache)
         assert [shards.document(i).tolist() for i in range(3)] == expected
 
     folders = {path.name for path in (cache / "text").iterdir()}

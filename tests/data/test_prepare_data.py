@@ -1,8 +1,6 @@
 """`prepare_data`: the same shards for any number of workers and after any kill; clear errors."""
 
-import gzip
 import itertools
-import json
 import os
 import signal
 import subprocess
@@ -15,10 +13,9 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 import pytest
-import zstandard
 from filelock import FileLock
 
-from tests.support.corpora import documents_of, make_texts, write_jsonl
+from tests.support.corpora import documents_of, make_texts, write_all_kinds, write_jsonl
 from titan_smf.data.prepare import prepare
 from titan_smf.data.prepare_part import PrepareOptions
 from titan_smf.data.raw_text import TextOptions
@@ -34,28 +31,6 @@ def files_of(folder: Path) -> dict[str, bytes]:
         str(path.relative_to(folder)): path.read_bytes()
         for path in sorted(folder.rglob("*"))
         if path.is_file()
-    }
-
-
-def write_all_kinds(folder: Path, texts: list[str]) -> dict[str, str]:
-    """The same documents in every kind of input."""
-    lines = "".join(json.dumps({"text": text}) + "\n\n" for text in texts)
-    (folder / "t.jsonl").write_text(lines)
-    (folder / "t.txt").write_text("\n\n \t\n".join(texts), encoding="utf-8")
-    (folder / "crlf.txt").write_bytes("\r\n\r\n".join(texts).encode())
-    (folder / "t.jsonl.gz").write_bytes(gzip.compress(lines.encode()))
-    (folder / "t.jsonl.zst").write_bytes(zstandard.compress(lines.encode()))
-    table = pyarrow.table({"id": range(len(texts)), "text": texts})
-    pyarrow.parquet.write_table(table, folder / "t.parquet", row_group_size=37)
-    (folder / "hub").mkdir()
-    write_jsonl(folder / "hub" / "train-0.jsonl", texts[:150])
-    write_jsonl(folder / "hub" / "train-1.jsonl", texts[150:])
-    names = ("t.jsonl", "t.txt", "crlf.txt", "t.jsonl.gz", "t.jsonl.zst", "t.parquet")
-    return {name: str(folder / name) for name in names} | {
-        "url": f"file://{folder}/t.jsonl",
-        "folder": str(folder / "hub"),
-        "glob": str(folder / "hub" / "train-*.jsonl"),
-        "hub": f"hf:{folder / 'hub'}",
     }
 
 

@@ -1,6 +1,5 @@
 """Token shards come back as written, and a torn, foreign or unfinished folder is noticed."""
 
-import base64
 import json
 import random
 import shutil
@@ -11,6 +10,7 @@ import fsspec
 import numpy as np
 import pytest
 
+from tests.support.corpora import write_ranks
 from titan_smf.data.token_shards import TokenShards, write_shards
 from titan_smf.data.tokenizer import Tokenizer, load_tokenizer
 from titan_smf.errors import DataError
@@ -21,10 +21,8 @@ def wide_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
     """A vocabulary beyond 16 bits whose words have ids on both sides of the limit."""
     tokens = [bytes([value]) for value in range(256)]
     tokens += [b"%05d" % value for value in range(70_000)]
-    lines = [base64.b64encode(token) + b" %d\n" % rank for rank, token in enumerate(tokens)]
-    path = tmp_path_factory.mktemp("wide") / "ranks"
-    path.write_bytes(b"".join(lines))
-    return load_tokenizer(path=str(path), pattern=r"[0-9]{5}|[\s\S]")
+    path = write_ranks(tmp_path_factory.mktemp("wide") / "ranks", tokens)
+    return load_tokenizer(path=path, pattern=r"[0-9]{5}|[\s\S]")
 
 
 def make_documents(seed: int) -> list[str]:

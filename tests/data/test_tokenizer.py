@@ -11,6 +11,7 @@ import requests
 import tiktoken
 import tokenizers
 
+from tests.support.corpora import write_ranks
 from titan_smf.data.tokenizer import Tokenizer, load_tokenizer, train_rank_file
 from titan_smf.errors import ConfigError, DataError, UserError
 
@@ -32,12 +33,6 @@ CORPUS = [f"The {a} {b} {c}s, doesn't it? {n}\n" for n, (a, b, c) in enumerate(
 
 
 SINGLE_BYTES = [bytes([value]) for value in range(256)]
-
-
-def write_ranks(path: Path, tokens: list[bytes]) -> str:
-    lines = [base64.b64encode(token) + b" %d\n" % rank for rank, token in enumerate(tokens)]
-    path.write_bytes(b"".join(lines))
-    return str(path)
 
 
 @pytest.fixture(scope="module")

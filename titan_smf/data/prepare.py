@@ -70,15 +70,16 @@ def prepare(
     """
     with _only_writer(output):
         parts = _plan(inputs, output, tokenizer, options)
-        records = {number: read_record(output, number) for number in range(len(parts))}
-        todo = {number: parts[number] for number, record in records.items() if record is None}
-        total = sum(filter(None, records.values()), Counts())
+        found = {number: read_record(output, number) for number in range(len(parts))}
+        records = {number: record for number, record in found.items() if record}
+        todo = {number: pieces for number, pieces in enumerate(parts) if number not in records}
+        total = sum(records.values(), Counts())
         work = partial(prepare_part, output, tokenizer, options)
         for number, counts in _reporting(_run(output, work, todo, workers), todo, report):
             total += counts
             total.check_rejected(options)
             records[number] = counts
-        total = sum(filter(None, records.values()), Counts())  # in order
+        total = sum((records[number] for number in sorted(records)), Counts())
         _write_indices(inputs, output, tokenizer, options, total)
         return total
 
