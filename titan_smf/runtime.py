@@ -82,13 +82,6 @@ def on_any_rank(here: bool, device: torch.device) -> bool:
     return bool(anywhere.item())
 
 
-def format_duration(seconds: float) -> str:
-    """Format a duration as `1:02:03` or `2:03`."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
-
-
 def format_table(rows: Sequence[Sequence[str]]) -> str:
     """Format rows of cells as lines with aligned columns."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]

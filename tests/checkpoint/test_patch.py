@@ -14,7 +14,6 @@ import safetensors
 import torch
 from torch import Tensor
 
-import titan_smf.checkpoint.stored_weights
 from tests.support.launch import run_on_ranks
 from tests.support.patch_runs import DTYPES, RANKS, Made, Model, N, V, bits, checkpointer, make_runs
 from titan_smf.checkpoint import fingerprint
@@ -26,6 +25,7 @@ from titan_smf.checkpoint.patch_model import apply_to_model, patch_of_model
 from titan_smf.checkpoint.stored_weights import StoredWeights
 from titan_smf.commands.patch import main
 from titan_smf.errors import CheckpointError, PatchError
+from titan_smf.progress import ProgressTimer
 
 TOOL = Path(__file__).parents[2] / "tools/patch.py"
 
@@ -376,7 +376,7 @@ def test_the_tool_makes_applies_reverts_shows_and_merges(
 def test_the_tool_reports_progress(
     saved: tuple[Path, Made], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(titan_smf.checkpoint.stored_weights, "SECONDS_BETWEEN_REPORTS", -1.0)
+    monkeypatch.setattr(ProgressTimer, "due", lambda timer: True)
     lines: list[str] = []
     runs = saved[0] / "1/float32"
     export_patch(runs / "base", runs / "first", "", lines.append)

@@ -11,7 +11,6 @@ import json
 import math
 import os
 import shutil
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +30,7 @@ from titan_smf.checkpoint.fingerprint import (
     tensor_id,
 )
 from titan_smf.errors import CheckpointError
+from titan_smf.progress import ProgressTimer
 from titan_smf.storage import write_json
 
 METADATA = "__metadata__"
@@ -39,7 +39,6 @@ PLACES = "DCP_SHARDING_INFO"
 WEIGHTS = "model."
 """What the names of weights begin with."""
 COPY_BYTES = 16 << 20
-SECONDS_BETWEEN_REPORTS = 5.0
 
 RowNumbers = npt.NDArray[np.int64]
 Rows = tuple[RowNumbers, RowBytes]
@@ -55,13 +54,12 @@ class Progress:
         self.total = total
         self.report = report
         self.done = 0
-        self.reported = time.monotonic()
+        self.timer = ProgressTimer()
 
     def add(self, num_bytes: int) -> None:
         """Count bytes that are done."""
         self.done += num_bytes
-        if time.monotonic() - self.reported > SECONDS_BETWEEN_REPORTS:
-            self.reported = time.monotonic()
+        if self.timer.due():
             self.report(f"{self.what}: {self.done >> 20:,} of {self.total >> 20:,} MiB")
 
 

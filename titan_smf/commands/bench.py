@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from titan_smf.commands.entry import add_options, make_parser
+from titan_smf.progress import format_duration
 
 if TYPE_CHECKING:  # it imports torch
     from titan_smf.bench.measure import Measure
@@ -61,8 +62,6 @@ def load_group(name: str) -> "Group":
 
 def print_measures(groups: Mapping[str, "Group"], runs: int) -> None:
     """Print a line when a group starts, and one for each measure, with the time since the start."""
-    from titan_smf.runtime import format_duration
-
     begin = time.monotonic()
     printed = 0
     _print(COLUMNS.format("time", "measure", "value", "target", "note"))

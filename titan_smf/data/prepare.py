@@ -16,7 +16,6 @@ import multiprocessing
 import os
 import signal
 import threading
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -39,6 +38,7 @@ from titan_smf.data.raw_text import Piece, plan_pieces, read_documents
 from titan_smf.data.token_shards import INDEX_NAME, PLAN_NAME, describe, write_index
 from titan_smf.data.tokenizer import Tokenizer, load_tokenizer, train_rank_file
 from titan_smf.errors import ConfigError, DataError
+from titan_smf.progress import ProgressTimer
 
 PLAN_VERSION = 1
 TRAINED_RANK_FILE = "tokenizer.tiktoken"
@@ -217,20 +217,18 @@ def _reporting(
         left = dict.fromkeys(left, 1)
     size = sum(left.values())
     done = Counts()
-    start = reported = time.monotonic()
+    timer = ProgressTimer(seconds_between_lines=1)
     for number, counts in parts_done:
         yield number, counts
         del left[number]
         done += counts
-        now = time.monotonic()
-        if report and (now - reported >= 1 or not left):
-            reported, seconds = now, now - start
-            size_left = sum(left.values())
+        if report and (timer.due() or not left):
+            seconds, size_done = timer.elapsed(), size - sum(left.values())
             report(
                 f"part {len(todo) - len(left)}/{len(todo)}: "
                 f"{done.documents:,} documents ({done.documents / seconds:,.0f}/s), "
                 f"{done.tokens:,} tokens ({done.tokens / seconds:,.0f}/s), "
-                f"{seconds * size_left / (size - size_left):.0f} s left"
+                f"{timer.seconds_left(size_done, size):.0f} s left"
             )
 
 

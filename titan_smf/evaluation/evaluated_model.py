@@ -5,7 +5,6 @@ a stand-in. Which items share a batch has no effect on their results but roundin
 """
 
 import logging
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -19,11 +18,11 @@ from titan_smf.data.tokenizer import Tokenizer
 from titan_smf.model.key_value_cache import KeyValueCache
 from titan_smf.model.llama import MemoryLlama
 from titan_smf.model.parallelize import gathered
-from titan_smf.runtime import StopRequest, format_duration, from_all_ranks, on_any_rank
+from titan_smf.progress import ProgressTimer, format_duration
+from titan_smf.runtime import StopRequest, from_all_ranks, on_any_rank
 
 MOST_TOKENS = 8192
 """Tokens of a batch with padding, unless one item is longer: bounds the memory of logits."""
-SECONDS_BETWEEN_LINES = 5
 
 logger = logging.getLogger("titan_smf")
 
@@ -94,17 +93,15 @@ class EvaluatedModel:
         batches = batches_by_length(lengths, min(batch_size, -(-len(lengths) // ranks)))
         here: dict[int, Result] = {}
         done = 0
-        begin = last_line = time.perf_counter()
+        timer = ProgressTimer()
         for first in range(0, len(batches), ranks):
             mine = batches[first + rank] if first + rank < len(batches) else []
             here |= zip(mine, work(mine), strict=True)
             if on_any_rank(self.stop.requested, self.device):
                 return None
             done += sum(map(len, batches[first : first + ranks]))
-            now = time.perf_counter()
-            if now - last_line > SECONDS_BETWEEN_LINES:
-                last_line = now
-                left = format_duration((len(lengths) - done) * (now - begin) / done)
+            if timer.due():
+                left = format_duration(timer.seconds_left(done, len(lengths)))
                 logger.info("%s: %d/%d  left %s", what, done, len(lengths), left)
         results = {item: result for part in from_all_ranks(here) for item, result in part.items()}
         return [results[item] for item in range(len(lengths))]

@@ -30,10 +30,11 @@ from titan_smf.config.checks import check
 from titan_smf.config.job import JobConfig
 from titan_smf.errors import ConfigError
 from titan_smf.evaluation.sets import complete_sets
+from titan_smf.progress import format_duration
 from titan_smf.reproduce.bases import ArmTrainer, Bases
 from titan_smf.reproduce.plan import Plan, given_settings
 from titan_smf.reproduce.runs import COMPLETE, Run, planned_runs, save_rates
-from titan_smf.runtime import format_duration, from_first_rank, rank, world_size
+from titan_smf.runtime import from_first_rank, rank, world_size
 from titan_smf.storage import write_json
 from titan_smf.streams.records import open_stream
 from titan_smf.training.trainer import Trainer

@@ -7,7 +7,6 @@ no value is read there. The pass writes a partial file now and then, and resumes
 
 import dataclasses
 import logging
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,7 +16,8 @@ from titan_smf import storage
 from titan_smf.config.job import JobConfig
 from titan_smf.data.loader import Batch
 from titan_smf.errors import ConfigError
-from titan_smf.runtime import format_duration, on_any_rank
+from titan_smf.progress import ProgressTimer, format_duration
+from titan_smf.runtime import on_any_rank
 from titan_smf.sparse.accesses import (
     OwnedSlots,
     slots_used_fraction,
@@ -36,8 +36,6 @@ from titan_smf.sparse.idf_file import (
 from titan_smf.sparse.idf_report import draw_histogram, summary
 from titan_smf.training.background import idf_model
 from titan_smf.training.trainer import Trainer
-
-SECONDS_BETWEEN_LINES = 5
 
 logger = logging.getLogger("titan_smf")
 
@@ -112,7 +110,7 @@ class BackgroundCount:
         trainer, total = self.trainer, self.settings.num_batches
         first = self.frequency.documents
         batches = iter(trainer.dataloader)
-        begin = last_line = time.perf_counter()
+        timer = ProgressTimer()
         with trainer.stop:
             while self.frequency.documents < total:
                 self._count_document(batches)
@@ -123,11 +121,10 @@ class BackgroundCount:
                     return False
                 if done % self.settings.checkpoint_interval == 0 and done < total:
                     self._save(complete=False)
-                now = time.perf_counter()
-                late = on_any_rank(now - last_line > SECONDS_BETWEEN_LINES, trainer.device)
-                if late or done in (first + 1, total):
-                    last_line = now
-                    self._log_progress(done, total, (done - first) / (now - begin))
+                due = on_any_rank(timer.due(), trainer.device)
+                if due or done in (first + 1, total):
+                    timer.restart_line()
+                    self._log_progress(done, total, (done - first) / timer.elapsed())
             self._save(complete=True)
         return True
 

@@ -18,7 +18,8 @@ from torch.utils.tensorboard import SummaryWriter
 from titan_smf.config.job import JobConfig
 from titan_smf.model.args import num_trainable
 from titan_smf.model.llama import MemoryLlama
-from titan_smf.runtime import format_duration, rank
+from titan_smf.progress import format_duration
+from titan_smf.runtime import rank
 from titan_smf.storage import drop_lines_after
 from titan_smf.torchtitan_api import MetricsProcessor
 
