@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import safetensors
 import torch
@@ -22,7 +23,7 @@ from titan_smf.checkpoint.patch import LineageStep, Patch, chain, inverse, merge
 from titan_smf.checkpoint.patch_checkpoints import apply_patches, export_patch, revert_patches
 from titan_smf.checkpoint.patch_file import load_patch, save_patch
 from titan_smf.checkpoint.patch_model import apply_to_model, patch_of_model
-from titan_smf.checkpoint.stored_weights import StoredWeights
+from titan_smf.checkpoint.stored_weights import Rows, StoredWeights
 from titan_smf.commands.patch import main
 from titan_smf.errors import CheckpointError, PatchError
 from titan_smf.progress import ProgressTimer
@@ -371,6 +372,22 @@ def test_the_tool_makes_applies_reverts_shows_and_merges(
     light += f"try: runpy.run_path({str(TOOL)!r}, run_name='__main__')\n"
     light += "finally: assert 'torch' not in sys.modules"
     assert subprocess.run([sys.executable, "-c", light], check=False).returncode == 0
+
+
+def test_rows_change_in_a_tensor_that_is_split_by_columns_too(
+    saved: tuple[Path, Made], tmp_path: Path
+) -> None:
+    stored = StoredWeights(step(saved[0] / "3/float32/base"))
+    whole = stored.tensors["model.columns"].rows(np.arange(4))
+    new = whole[[1, 3]] ^ np.uint8(1)
+    changes: dict[str, Rows] = {"model.columns": (np.array([1, 3]), new)}
+    stored.write(tmp_path / "step-1", changes.get, {}, quiet)
+    written = StoredWeights(tmp_path / "step-1")
+    whole[[1, 3]] = new
+    for name, tensor in written.tensors.items():
+        numbers = np.arange(tensor.shape[0])
+        expected = whole if name in changes else stored.tensors[name].rows(numbers)
+        assert (tensor.rows(numbers) == expected).all(), name
 
 
 def test_the_tool_reports_progress(

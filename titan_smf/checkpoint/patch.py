@@ -267,17 +267,15 @@ def equal_rows(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _combine(first: Patch, second: Patch, second_new: Tensor) -> Patch:
-    """Return first's rows, then `second_new` for the rows of second; old values are first's."""
-    _, in_first, in_second = _common(first.ids, second.ids)
-    alone = torch.ones(len(second.ids), dtype=torch.bool)
-    alone[in_second] = False
-    new = first.new.clone()
-    new[in_first] = second_new[in_second]
-    ids = torch.cat([first.ids, second.ids[alone]])
-    old = torch.cat([first.old, second.old[alone]])
-    new = torch.cat([new, second_new[alone]])
+    """Return the rows of both: where both have one, first's old values and `second_new`."""
+    both = torch.cat([first.ids, second.ids]).numpy()
+    ids, first_places = np.unique(both, return_index=True)
+    last_places = len(both) - 1 - np.unique(both[::-1], return_index=True)[1]
+    old = torch.cat([first.old, second.old])[first_places]
+    new = torch.cat([first.new, second_new])[last_places]
     about, lineage = first.metadata, [*first.metadata.lineage, *second.metadata.lineage]
-    return make_patch(ids, old, new, about.base, about.slots, about.tables, lineage)
+    slots, tables = about.slots, about.tables
+    return make_patch(torch.from_numpy(ids), old, new, about.base, slots, tables, lineage)
 
 
 def _common(a: Tensor, b: Tensor) -> list[Tensor]:

@@ -18,6 +18,7 @@ import torch
 from titan_smf import storage
 from titan_smf.checkpoint.patch import LineageStep, Patch, PatchMetadata, result_fingerprint
 from titan_smf.errors import DataError, PatchError
+from titan_smf.runtime import format_table
 
 FORMAT = 1
 METADATA = "patch"
@@ -105,8 +106,7 @@ def describe_patch(path: str, patch: Patch) -> str:
             (f"step {number}", f"{step.steps:,} training steps on {step.data or 'unknown data'}"),
             ("", f"configuration {configuration}, from {step.parent}"),
         ]
-    width = max(len(name) for name, _ in lines)
-    return "\n".join(f"{name:<{width}}  {value}" for name, value in lines)
+    return format_table(lines)
 
 
 def _describe_change(patch: Patch) -> str:

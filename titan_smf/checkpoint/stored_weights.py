@@ -14,7 +14,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -38,7 +38,6 @@ PLACES = "DCP_SHARDING_INFO"
 """Entry of the header's metadata that says where its tensors stand in the whole ones."""
 WEIGHTS = "model."
 """What the names of weights begin with."""
-COPY_BYTES = 16 << 20
 
 RowNumbers = npt.NDArray[np.int64]
 Rows = tuple[RowNumbers, RowBytes]
@@ -76,18 +75,27 @@ class Piece:
     """In bytes of a whole row."""
     row_bytes: int
 
-    def read(self, numbers: RowNumbers) -> RowBytes:
-        """Return its rows with these numbers in the whole tensor, reading no others."""
-        shape = (self.num_rows, self.row_bytes)
-        stored = np.memmap(self.file, np.uint8, "r", self.begin, shape)
-        return stored[numbers - self.first_row]
+    @property
+    def columns(self) -> slice:
+        """Its bytes in a whole row."""
+        return slice(self.first_column, self.first_column + self.row_bytes)
 
-    def overwrite(self, copy: BinaryIO, begin: int, numbers: RowNumbers, rows: RowBytes) -> None:
-        """Write those of the rows that belong to it into a copy that has it from byte `begin`."""
-        here = numbers - self.first_row
-        for index in np.flatnonzero((here >= 0) & (here < self.num_rows)):
-            copy.seek(begin + int(here[index]) * self.row_bytes)
-            copy.write(rows[index])
+    def read(self, rows: RowNumbers | slice) -> RowBytes:
+        """Return some of its rows, counted from its first one, reading no others."""
+        shape = (self.num_rows, self.row_bytes)
+        return np.array(np.memmap(self.file, np.uint8, "r", self.begin, shape)[rows])
+
+    def blocks(self, changed: Rows | None) -> Iterator[RowBytes]:
+        """Yield its rows in blocks, with the changed ones (of the whole tensor) put in."""
+        step = rows_per_block(self.row_bytes)
+        for start in range(0, self.num_rows, step):
+            block = self.read(slice(start, start + step))
+            if changed is not None:
+                numbers, rows = changed
+                places = numbers - (self.first_row + start)
+                here = (places >= 0) & (places < len(block))
+                block[places[here]] = rows[here, self.columns]
+            yield block
 
 
 @dataclass(frozen=True)
@@ -110,8 +118,7 @@ class StoredTensor:
         for piece in self.pieces:
             here = (numbers >= piece.first_row) & (numbers < piece.first_row + piece.num_rows)
             if here.any():
-                columns = slice(piece.first_column, piece.first_column + piece.row_bytes)
-                rows[here, columns] = piece.read(numbers[here])
+                rows[here, piece.columns] = piece.read(numbers[here] - piece.first_row)
         return rows
 
     def blocks(self) -> Iterator[Rows]:
@@ -180,8 +187,7 @@ class StoredWeights:
 
         Args:
             output: a new folder.
-            changes: gives the new rows of a tensor by name; None if it stays. Tensors with new rows
-                are split by rows alone.
+            changes: gives the new rows of a tensor by name; None if it stays.
             about: further entries of its `state.json`.
 
         Raises:
@@ -205,19 +211,14 @@ class StoredWeights:
         self, shard: Path, path: Path, changes: Callable[[str], Rows | None], progress: Progress
     ) -> None:
         """Write a copy of a shard's weights, with changed rows, that is on the disk at the end."""
-        header, data = _read_header(shard)
-        text, begins = _header_of_weights(header)
-        with shard.open("rb") as source, path.open("wb") as target:
-            target.write(text)
-            for name in begins:
-                begin, stop = header[name]["data_offsets"]
-                source.seek(data + begin)
-                for start in range(begin, stop, COPY_BYTES):
-                    progress.add(target.write(source.read(min(COPY_BYTES, stop - start))))
-            for name, begin in begins.items():
+        header, _ = _read_header(shard)
+        with path.open("wb") as target:
+            target.write(_header_of_weights(header))
+            for name, _ in _weights(header):
                 for piece in self.tensors[name].pieces:
-                    if piece.file == shard and (changed := changes(name)):
-                        piece.overwrite(target, begin, *changed)
+                    if piece.file == shard:
+                        for block in piece.blocks(changes(name)):
+                            progress.add(target.write(block.data))
             target.flush()
             os.fsync(target.fileno())
 
@@ -244,15 +245,13 @@ def _weights(header: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
     return sorted(weights, key=lambda item: item[1]["data_offsets"])
 
 
-def _header_of_weights(header: dict[str, Any]) -> tuple[bytes, dict[str, int]]:
-    """Return how a file of a shard's weights alone begins, and where each of them begins in it."""
-    written, begins, end = {METADATA: header[METADATA]}, {}, 0
+def _header_of_weights(header: dict[str, Any]) -> bytes:
+    """Return how a file of a shard's weights alone begins: they follow without gaps."""
+    written, end = {METADATA: header[METADATA]}, 0
     for name, entry in _weights(header):
         begin, stop = entry["data_offsets"]
-        begins[name] = end
+        written[name] = entry | {"data_offsets": [end, end + stop - begin]}
         end += stop - begin
-        written[name] = entry | {"data_offsets": [begins[name], end]}
     text = json.dumps(written, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # tensors begin at a multiple of 8 bytes
-    text = len(text).to_bytes(8, "little") + text
-    return text, {name: len(text) + begin for name, begin in begins.items()}
+    return len(text).to_bytes(8, "little") + text

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from titan_smf import storage
+from titan_smf.runtime import format_table
 from titan_smf.sparse.idf_file import IdfMetadata
 
 MOST_USED = 0.9
@@ -54,8 +55,7 @@ def summary(df: Tensor, counts: Tensor, documents: int) -> str:
         "accesses": f"{accesses:,}",
         "of these on the hottest 1%": f"{hottest / max(accesses, 1):.1%}",
     }
-    width = max(map(len, rows))
-    return "\n".join(f"{name:<{width}}  {value}" for name, value in rows.items())
+    return format_table(list(rows.items()))
 
 
 def draw_histogram(df: Tensor, documents: int, path: str) -> None:
