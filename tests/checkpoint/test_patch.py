@@ -94,8 +94,8 @@ def test_a_fingerprint_is_of_the_weights_whichever_ranks_hold_or_saved_them(
     for name, (running, _) in made[1].items():
         for ranks in RANKS:
             assert made[ranks][name][0] == running
-            stored = StoredWeights(step(folder / str(ranks) / name))
-            assert stored.fingerprint(quiet) == running
+            stored = StoredWeights(step(folder / str(ranks) / name), quiet)
+            assert stored.fingerprint() == running
     distinct = {running for running, _ in made[1].values()}
     assert len(distinct) == len(made[1]), "other weights, another fingerprint"
     kinds = [("a", torch.int32, (2, 3)), ("b", torch.int32, (2, 3))]
@@ -103,7 +103,7 @@ def test_a_fingerprint_is_of_the_weights_whichever_ranks_hold_or_saved_them(
     assert len({tensor_id(*kind) for kind in kinds}) == len(kinds)
     monkeypatch.setattr(fingerprint, "BLOCK_BYTES", 4 * V * 5)
     path = step(folder / "2/float32/first")
-    assert StoredWeights(path).fingerprint(quiet) == made[1]["float32/first"][0]
+    assert StoredWeights(path, quiet).fingerprint() == made[1]["float32/first"][0]
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -250,8 +250,8 @@ def test_patches_of_one_base_merge_and_overlap_needs_a_policy(
         for number, merged in enumerate((last, total)):
             output = tmp_path / f"{len(list(tmp_path.iterdir()))}-{number}"
             apply_patches(folder / "base", [merged], output, quiet)
-            stored = StoredWeights(output)
-            assert stored.fingerprint(quiet) == merged.metadata.result
+            stored = StoredWeights(output, quiet)
+            assert stored.fingerprint() == merged.metadata.result
             values = stored.tensors["model.tables.1.values"].rows(torch.tensor([1, 3, 17]).numpy())
             expected = torch.tensor([[5.0] * 3, [6.0] * 3, [7.0] * 3])
             assert values.tobytes() == expected.numpy().tobytes()
@@ -377,12 +377,12 @@ def test_the_tool_makes_applies_reverts_shows_and_merges(
 def test_rows_change_in_a_tensor_that_is_split_by_columns_too(
     saved: tuple[Path, Made], tmp_path: Path
 ) -> None:
-    stored = StoredWeights(step(saved[0] / "3/float32/base"))
+    stored = StoredWeights(step(saved[0] / "3/float32/base"), quiet)
     whole = stored.tensors["model.columns"].rows(np.arange(4))
     new = whole[[1, 3]] ^ np.uint8(1)
     changes: dict[str, Rows] = {"model.columns": (np.array([1, 3]), new)}
-    stored.write(tmp_path / "step-1", changes.get, {}, quiet)
-    written = StoredWeights(tmp_path / "step-1")
+    stored.write(tmp_path / "step-1", changes.get, {})
+    written = StoredWeights(tmp_path / "step-1", quiet)
     whole[[1, 3]] = new
     for name, tensor in written.tensors.items():
         numbers = np.arange(tensor.shape[0])

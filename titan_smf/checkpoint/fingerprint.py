@@ -94,9 +94,7 @@ def model_fingerprint(model: nn.Module) -> str:
             continue
         whole = tensor if tensor.dim() else tensor.reshape(1)  # as in checkpoints
         identity = tensor_id(f"model.{name}", whole.dtype, whole.shape)
-        rows, first, counts = _rows_here(whole)
-        if not counts:
-            continue
+        rows, first = _rows_here(whole)
         row_bytes = rows.element_size() * math.prod(rows.shape[1:])
         for start in range(0, len(rows), rows_per_block(row_bytes)):
             block = rows_as_bytes(rows[start : start + rows_per_block(row_bytes)])
@@ -105,20 +103,21 @@ def model_fingerprint(model: nn.Module) -> str:
     return format_fingerprint(sum(from_all_ranks(total)))
 
 
-def _rows_here(tensor: Tensor) -> tuple[Tensor, int, bool]:
-    """Return this rank's rows, the number of the first, and whether this rank counts them."""
+def _rows_here(tensor: Tensor) -> tuple[Tensor, int]:
+    """Return the rows that this rank is to hash, and the number of the first."""
     if not isinstance(tensor, DTensor):
-        return tensor, 0, is_first_rank()
+        return tensor if is_first_rank() else tensor[:0], 0
     mesh, placements = tensor.device_mesh, tensor.placements
     # Exactly Shard: a subclass of it leaves gaps between the rows of a rank.
     by_rows = [type(p) is Shard and p.dim == 0 for p in placements]
     others = [isinstance(p, Replicate) for p in placements]
     if sum(by_rows) > 1 or not all(a or b for a, b in zip(by_rows, others, strict=True)):
-        return tensor.full_tensor(), 0, is_first_rank()
+        whole = tensor.full_tensor()
+        return whole if is_first_rank() else whole[:0], 0
     _, offset = compute_local_shape_and_global_offset(tensor.shape, mesh, placements)
     coordinate = mesh.get_coordinate()
     first_replica = coordinate is not None and all(
         split or place == 0 for split, place in zip(by_rows, coordinate, strict=True)
     )
     local = tensor.to_local()
-    return local, offset[0], first_replica and len(local) > 0
+    return local if first_replica else local[:0], offset[0]

@@ -29,7 +29,7 @@ def merge_adapters(base: Path, adapters: Path, output: Path, report: Report) -> 
     """
     if output.exists():
         raise CheckpointError(f"{output}: exists; give the name of a new folder")
-    weights = StoredWeights(base)
+    weights = StoredWeights(base, report)
     if weights.state["identity"].get("adapters"):
         raise CheckpointError(
             f"{weights.path}: has adapters itself; give the weights that the run started from"
@@ -45,7 +45,7 @@ def merge_adapters(base: Path, adapters: Path, output: Path, report: Report) -> 
                 f"{adapters}: the adapter of {name} does not fit the weights in {weights.path}; "
                 "give the base that it was trained on"
             )
-    if found.base and (fingerprint := weights.fingerprint(report)) != found.base:
+    if found.base and (fingerprint := weights.fingerprint()) != found.base:
         raise CheckpointError(
             f"{adapters}: the adapters were trained on other weights: their fingerprint is "
             f"{found.base}, that of {weights.path} is {fingerprint}; give the base of that run, or "
@@ -60,5 +60,5 @@ def merge_adapters(base: Path, adapters: Path, output: Path, report: Report) -> 
         rows = torch.from_numpy(stored.rows(numbers)).view(stored.dtype)
         return numbers, rows_as_bytes(merged_weight(rows, *pairs[name], found.scale))
 
-    weights.write(output, merged_rows, {"merged": str(adapters)}, report)
+    weights.write(output, merged_rows, {"merged": str(adapters)})
     report(f"{output}: weights of {weights.path} with {len(pairs)} adapters of {adapters}")

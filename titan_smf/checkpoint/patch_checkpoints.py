@@ -47,7 +47,7 @@ def export_patch(base: Path, finetuned: Path, data: str, report: Report) -> Patc
         CheckpointError: one is missing or damaged.
         PatchError: they differ in more than rows of value tables.
     """
-    before, after = StoredWeights(base), StoredWeights(finetuned)
+    before, after = StoredWeights(base, report), StoredWeights(finetuned, report)
     _check_same_tensors(before, after)
     tables = _tables(before)
     if not tables:
@@ -68,7 +68,7 @@ def export_patch(base: Path, finetuned: Path, data: str, report: Report) -> Patc
             ids = torch.from_numpy(numbers) + index * slots
             changed.append((ids, _values(rows, table.dtype), _values(new_rows, table.dtype)))
     ids, old, new = map(torch.cat, zip(*changed, strict=True))
-    fingerprint, steps = before.fingerprint(report), after.state["step"]
+    fingerprint, steps = before.fingerprint(), after.state["step"]
     if after.path.parent == before.path.parent:  # of one run
         steps -= before.state["step"]
     lineage = [run_lineage(after.path.parent.parent, steps, fingerprint, data)]
@@ -98,8 +98,8 @@ def revert_patches(
 def _write_patched(source: Path, patch: Patch, output: Path, report: Report) -> None:
     if output.exists():
         raise PatchError(f"{output}: exists; give the name of a new folder")
-    weights = StoredWeights(source)
-    check_base(weights.fingerprint(report), patch, str(weights.path))
+    weights = StoredWeights(source, report)
+    check_base(weights.fingerprint(), patch, str(weights.path))
     changes: dict[str, Rows] = {}
     for index, table in enumerate(_tables(weights)):
         slots, old, new = patch.rows_of(index, 0, patch.metadata.slots)
@@ -109,7 +109,7 @@ def _write_patched(source: Path, patch: Patch, output: Path, report: Report) -> 
         changes[table.name] = numbers, rows_as_bytes(new)
     about = dataclasses.asdict(patch.metadata)
     patched = {name: about[name] for name in ("base", "result", "lineage")}
-    weights.write(output, changes.get, {"patched": patched}, report)
+    weights.write(output, changes.get, {"patched": patched})
     report(f"{output}: weights {patch.metadata.result}, from {weights.path}")
 
 

@@ -1,5 +1,6 @@
 """Patches of a running model, each rank with its own rows: applied to it, and made from it."""
 
+import itertools
 from collections.abc import Sequence
 
 import torch
@@ -32,19 +33,19 @@ def apply_to_model(model: nn.Module, patch: Patch) -> None:
             f"{there}, of this model's {here}"
         )
     check_base(model_fingerprint(model), patch, "this model")
-    problem = ""
-    rows_here = []
+    problems, rows_here = [], []
     for index, table in enumerate(tables):
         start, stop = table.row_range
         slots, old, new = patch.rows_of(index, start, stop)
-        values, rows = table.local_values(), slots - start
-        rows_here.append((values, rows.to(values.device), new.to(values.device)))
+        values = table.local_values()
+        rows = (slots - start).to(values.device)
+        rows_here.append((values, rows, new.to(values.device)))
         try:
-            check_old_rows(values[rows.to(values.device)], old, slots, f"value table {index}")
+            check_old_rows(values[rows], old, slots, f"value table {index}")
         except PatchError as error:
-            problem = problem or str(error)
-    if problem := next(filter(None, from_all_ranks(problem)), ""):
-        raise PatchError(problem)
+            problems.append(str(error))
+    if anywhere := list(itertools.chain(*from_all_ranks(problems))):
+        raise PatchError(anywhere[0])
     for values, rows, new in rows_here:
         values[rows] = new
 

@@ -139,9 +139,8 @@ def load_adapters(folder: Path, n_heads: int, n_kv_heads: int | None) -> StoredA
 
 def _split_name(name: str) -> tuple[str, str]:
     """Split `layers.3.attention.wq` into `layers.3` and `attention.wq`."""
-    layers, _, rest = name.partition(".")
-    number, _, rest = rest.partition(".")
-    return f"{layers}.{number}", rest
+    *block, rest = name.split(".", 2)
+    return ".".join(block), rest
 
 
 def _rotary_heads(n_heads: int, n_kv_heads: int | None) -> dict[str, int]:

@@ -134,12 +134,14 @@ class StoredWeights:
 
     Args:
         path: a `step-N` folder, or a run's or its checkpoints folder for the newest checkpoint.
+        report: called with lines of progress where much is read or written.
 
     Raises:
         CheckpointError: it is missing or damaged.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, report: Report) -> None:
+        self.report = report
         self.path = find_checkpoint(path, setting="")
         self.state = open_checkpoint(self.path, {})
         self.shards = sorted(self.path.glob("*.safetensors"))
@@ -164,9 +166,9 @@ class StoredWeights:
         """The size of all weights."""
         return sum(tensor.shape[0] * tensor.row_bytes for tensor in self.tensors.values())
 
-    def fingerprint(self, report: Report) -> str:
+    def fingerprint(self) -> str:
         """Return the fingerprint of the weights; reads all of them."""
-        total, progress = 0, Progress(f"{self.path}: fingerprint", self.num_bytes, report)
+        total, progress = 0, Progress(f"{self.path}: fingerprint", self.num_bytes, self.report)
         for tensor in self.tensors.values():
             identity = tensor_id(tensor.name, tensor.dtype, tensor.shape)
             for numbers, rows in tensor.blocks():
@@ -175,11 +177,7 @@ class StoredWeights:
         return format_fingerprint(total)
 
     def write(
-        self,
-        output: Path,
-        changes: Callable[[str], Rows | None],
-        about: dict[str, Any],
-        report: Report,
+        self, output: Path, changes: Callable[[str], Rows | None], about: dict[str, Any]
     ) -> None:
         """Write the weights with some rows changed, as a committed checkpoint or not at all.
 
@@ -194,7 +192,7 @@ class StoredWeights:
             CheckpointError: it cannot be written.
         """
         staging = output.parent / f".staging-{output.name}"
-        progress = Progress(f"{output}: writing", self.num_bytes, report)
+        progress = Progress(f"{output}: writing", self.num_bytes, self.report)
         try:
             shutil.rmtree(staging, ignore_errors=True)
             staging.mkdir(parents=True)
