@@ -9,7 +9,6 @@ the record then gets further requests, up to three times as many as it should ne
 
 import re
 import threading
-import time
 import tomllib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from titan_smf.errors import ConfigError
+from titan_smf.progress import ProgressTimer
 from titan_smf.streams.endpoint import ChatClient, Reply
 
 PROMPTS = Path(__file__).with_name("prompts.toml")
@@ -108,12 +108,11 @@ class Usage:
             self.tokens_in += reply.tokens_in
             self.tokens_out += reply.tokens_out
 
-    def describe_progress(self, num_requests: int, seconds: float) -> str:
-        """Return what the first `seconds` brought, and how long the rest of the requests takes."""
-        left = seconds * max(0, num_requests - self.requests) / max(1, self.requests)
+    def describe_progress(self, num_requests: int, seconds_left: float) -> str:
+        """Return what was done so far of the requests, and how long the rest takes."""
         return (
             f"{self.requests:,}/{num_requests:,} requests, {self.tokens_out:,} tokens out, "
-            f"{self.unused:,} answers of no use, {left:.0f} s left"
+            f"{self.unused:,} answers of no use, {seconds_left:.0f} s left"
         )
 
     def describe(self) -> str:
@@ -222,20 +221,17 @@ def write_texts(
     Raises:
         EndpointError: a request cannot be answered; the answers so far are cached.
     """
-    usage, lock = Usage(), threading.Lock()
-    start = reported = time.monotonic()
+    usage, lock, timer = Usage(), threading.Lock(), ProgressTimer(seconds_between_lines=1)
 
     def write(request: RewriteRequest) -> tuple[str, ...]:
-        nonlocal reported
         texts: dict[str, None] = {}
         for reply, found in _answers(client, prompt, request, client.ask):
             texts.update(dict.fromkeys(found))
             with lock:
                 usage.add(reply, bool(found))
-                now = time.monotonic()
-                if now - reported >= 1 and not reply.cached:
-                    reported = now
-                    report(usage.describe_progress(num_requests, now - start))
+                if not reply.cached and timer.due():
+                    left = timer.seconds_left(usage.requests, num_requests)
+                    report(usage.describe_progress(num_requests, left))
         return tuple(texts)[: request.count]
 
     pool = ThreadPoolExecutor(client.options.concurrency)
