@@ -16,7 +16,18 @@ import torch
 from torch import Tensor
 
 from tests.support.launch import run_on_ranks
-from tests.support.patch_runs import DTYPES, RANKS, Made, Model, N, V, bits, checkpointer, make_runs
+from tests.support.patch_runs import (
+    DTYPES,
+    RANKS,
+    Made,
+    Model,
+    N,
+    V,
+    bits,
+    bits_of,
+    checkpointer,
+    make_runs,
+)
 from titan_smf.checkpoint import fingerprint
 from titan_smf.checkpoint.fingerprint import model_fingerprint, tensor_id
 from titan_smf.checkpoint.patch import LineageStep, Patch, chain, inverse, merge
@@ -66,10 +77,6 @@ def weights(path: Path) -> dict[str, bytes]:
         dim = 1 if any(any(place[1:]) for place, _ in parts) else 0
         whole[name] = bits(torch.cat([part for _, part in parts], dim))
     return whole
-
-
-def bits_of(patch: Patch) -> tuple[bytes, ...]:
-    return bits(patch.ids), bits(patch.old), bits(patch.new)
 
 
 def with_wrong_old_rows(patch: Patch) -> Patch:

@@ -11,6 +11,7 @@ from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tenso
 
 from titan_smf.checkpoint.checkpointer import Checkpointer
 from titan_smf.checkpoint.fingerprint import model_fingerprint
+from titan_smf.checkpoint.patch import Patch
 from titan_smf.model.value_table import ValueTable
 
 N, V = 49, 3  # slots of a table: unevenly on 2, 3 and 4 ranks
@@ -48,6 +49,10 @@ RUNS: dict[str, tuple[str, Rows]] = {
 
 def bits(tensor: torch.Tensor) -> bytes:
     return tensor.flatten().view(torch.uint8).numpy().tobytes()
+
+
+def bits_of(patch: Patch) -> list[bytes]:
+    return [bits(tensor) for tensor in (patch.ids, patch.old, patch.new)]
 
 
 class Model(nn.Module):

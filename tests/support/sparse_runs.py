@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.support.patch_runs import bits_of
 from tests.support.training_runs import (
     EXACT,
     SHARED_TABLE,
@@ -76,11 +77,6 @@ def distinct_rows(folder: Path) -> list[int]:
     return [len(seen := seen | set(line["slots"])) for line in selections(folder)]
 
 
-def bits(patch: Patch) -> list[bytes]:
-    tensors = (patch.ids, patch.old, patch.new)
-    return [tensor.flatten().view(torch.uint8).numpy().tobytes() for tensor in tensors]
-
-
 def only_selected_rows_changed(folder: Path) -> None:
     """From the third step to the sixth and last."""
     early, late = weights(folder, 3), weights(folder, 6)
@@ -102,7 +98,7 @@ def check_own_patch(run: Path, base: Path) -> Patch:
     own = load_patch(str(run / "patch.safetensors"))
     exported = export_patch(base, run, "", print)
     assert own.metadata == exported.metadata
-    assert bits(own) == bits(exported)
+    assert bits_of(own) == bits_of(exported)
     return own
 
 

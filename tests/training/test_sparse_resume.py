@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 
 from tests.support.launch import run_on_ranks
-from tests.support.sparse_runs import RUNS, base_of, bits, check_own_patch, check_resumed, exact
+from tests.support.patch_runs import bits_of
+from tests.support.sparse_runs import RUNS, base_of, check_own_patch, check_resumed, exact
 from tests.support.training_runs import (
     HSDP,
     TABLE_EACH,
@@ -120,10 +121,10 @@ def test_a_run_starts_from_a_base_and_patches(
     p3 = load_patch(str(tmp_path / "third/patch.safetensors"))
     assert p2.metadata.base == p1.metadata.result
     assert [step.parent for step in p2.metadata.lineage] == [p1.metadata.result]
-    assert bits(check_own_patch(tmp_path / "same", first)) == bits(p2)
+    assert bits_of(check_own_patch(tmp_path / "same", first)) == bits_of(p2)
     chained = chain([p1, p2])
     exported = export_patch(base, second, "", print)
-    assert bits(chained) == bits(exported)
+    assert bits_of(chained) == bits_of(exported)
     assert chained.metadata.result == exported.metadata.result == p3.metadata.base
     assert [step.parent for step in chain([p1, p2, p3]).metadata.lineage] == [
         p1.metadata.base,
