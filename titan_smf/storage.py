@@ -6,6 +6,7 @@ failure becomes a DataError that names the file.
 
 import difflib
 import hashlib
+import io
 import json
 import os
 import uuid
@@ -96,7 +97,7 @@ def open_binary(url: str, compression: str | None = None) -> Iterator[BinaryIO]:
         _file(url, "read") as (filesystem, path),
         filesystem.open(path, "rb", compression=compression) as file,
     ):
-        yield file
+        yield io.BufferedReader(file) if compression else file  # zstd's files have no lines
 
 
 def read_bytes(url: str) -> bytes:

@@ -12,6 +12,7 @@ import fsspec
 import pyarrow
 import pyarrow.parquet
 import pytest
+import zstandard
 
 from titan_smf.errors import ConfigError, DataError
 from titan_smf.streams.question_sets import Question, open_questions
@@ -60,8 +61,9 @@ def write_jsonl(path: Path, rows: list[Any]) -> str:
 
 def test_nq_open_is_the_same_from_every_kind_of_file(tmp_path: Path) -> None:
     jsonl = write_jsonl(tmp_path / "nq.jsonl", NQ_OPEN)
-    zipped = tmp_path / "nq.jsonl.gz"
+    zipped, zstd = tmp_path / "nq.jsonl.gz", tmp_path / "nq.jsonl.zst"
     zipped.write_bytes(gzip.compress(Path(jsonl).read_bytes()))
+    zstd.write_bytes(zstandard.compress(Path(jsonl).read_bytes()))
     parquet = str(tmp_path / "nq.parquet")
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(NQ_OPEN), parquet)
     url = "memory://questions/nq.jsonl"
@@ -70,7 +72,8 @@ def test_nq_open_is_the_same_from_every_kind_of_file(tmp_path: Path) -> None:
     hub.mkdir()
     write_jsonl(hub / "train.jsonl", NQ_OPEN[:1])
     write_jsonl(hub / "validation.jsonl", NQ_OPEN)
-    for path in (jsonl, str(zipped), parquet, url, f"hf:{hub}", f"hf:{hub}?split=validation"):
+    files = [jsonl, str(zipped), str(zstd), parquet, url]
+    for path in (*files, f"hf:{hub}", f"hf:{hub}?split=validation"):
         assert open_questions(path) == NQ_QUESTIONS, path
         assert open_questions(path, limit=1, skip=1) == NQ_QUESTIONS[1:2], path
     assert open_questions(f"hf:{hub}?split=train") == NQ_QUESTIONS[:1]

@@ -80,7 +80,6 @@ class StreamLoader:
         self._global_size = global_batch_size
         self._rank = dp_rank
         self._num_ranks = dp_world_size
-        self._epochs = epochs
         self._steps_per_record = steps_per_record
         self._replay = replay
         self._is_replay = replay.is_replay if replay else np.zeros(global_batch_size, bool)
@@ -88,7 +87,14 @@ class StreamLoader:
         self._pad_id = tokenizer.pad_id
         self._sequences = _tokenize(records, tokenizer, seq_len, warn=dp_rank == 0)
         texts = "".join(json.dumps(record.texts) + "\n" for record in records)
-        self._digest = storage.sha256_hex(texts.encode(), digits=16)  # of all that is trained on
+        self._identity = {
+            "stream_records": len(records),
+            "stream_digest": storage.sha256_hex(texts.encode(), digits=16),  # all that is learned
+            "epochs": epochs,
+            "steps_per_record": steps_per_record,
+            "global_batch_size": global_batch_size,
+            "seq_len": seq_len,
+        }
         self._position = 0
         self.num_steps = len(records) * epochs * steps_per_record
         """Global batches from the start of the stream to its end."""
@@ -130,16 +136,8 @@ class StreamLoader:
 
     def state_dict(self) -> dict[str, Any]:
         """Return the position and what it refers to: plain JSON values, equal on all ranks."""
-        return {
-            "stream_records": len(self._sequences),
-            "stream_digest": self._digest,
-            "epochs": self._epochs,
-            "steps_per_record": self._steps_per_record,
-            "global_batch_size": self._global_size,
-            "seq_len": self._seq_len,
-            "position": self._position,
-            **({} if self._replay is None else self._replay.state_dict()),
-        }
+        replay = self._replay.state_dict() if self._replay else {}
+        return {**self._identity, "position": self._position, **replay}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue from a saved position of the same stream, read with the same settings.

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
 from titan_smf import storage
-from titan_smf.data.fields import RowError, parse_json, text_of, texts_of
-from titan_smf.data.rows import kind_of
+from titan_smf.data.fields import RowError, text_of, texts_of
+from titan_smf.data.rows import jsonl_rows, kind_of
 from titan_smf.errors import ConfigError, DataError
 from titan_smf.world import world as world_facts
 from titan_smf.world.source import SYNTHETIC_PREFIX, parse_world
@@ -71,24 +71,19 @@ def read_records(path: str, record_type: type[AnyRecord]) -> list[AnyRecord]:
         raise DataError(f"{path}: is {kind}; a stream is jsonl, {_line_format(record_type)}")
     if not storage.exists(path):
         raise storage.missing(path)
-    with storage.open_binary(path, compression) as file:
-        lines = file.read().split(b"\n")
-
     records: list[AnyRecord] = []
     line_of_id: dict[str, int] = {}
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            record = _parse(line, record_type)
-            if record.id in line_of_id:
-                raise RowError(f"has the id {record.id!r} of line {line_of_id[record.id]}")
-        except RowError as error:
-            raise DataError(
-                f"{path}:{number}: {error}; correct or remove the line: {_line_format(record_type)}"
-            ) from error
-        line_of_id[record.id] = number
-        records.append(record)
+    with storage.open_binary(path, compression) as lines:
+        for number, row in jsonl_rows(lines):
+            try:
+                record = _record_of(row, record_type)
+                if record.id in line_of_id:
+                    raise RowError(f"has the id {record.id!r} of line {line_of_id[record.id]}")
+            except RowError as error:
+                advice = f"correct or remove the line: {_line_format(record_type)}"
+                raise DataError(f"{path}:{number}: {error}; {advice}") from error
+            line_of_id[record.id] = number
+            records.append(record)
     if not records:
         raise DataError(f"{path}: holds nothing to learn: {_line_format(record_type)}")
     return records
@@ -152,8 +147,9 @@ def document_stream(world: World, num_rewrites: int = STREAM_STATEMENTS) -> list
     ]
 
 
-def _parse(line: bytes, record_type: type[AnyRecord]) -> AnyRecord:
-    row = parse_json(line)
+def _record_of(row: dict[str, Any] | RowError, record_type: type[AnyRecord]) -> AnyRecord:
+    if isinstance(row, RowError):
+        raise row
     values: dict[str, Any] = {}
     for field in dataclasses.fields(record_type):
         if field.name not in row:
