@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from tests.support.launch import run_on_ranks
-from tests.support.report_runs import SPARSE, notes, report, scores, table, write_run
+from tests.support.report_runs import SPARSE, notes, report, scores, table, write_lines, write_run
 from tests.support.training_runs import EXACT, ROOT, SPARSE_FT, arguments, count, train
 from titan_smf.analysis import access_report
 from titan_smf.analysis.coloured_texts import coloured_texts
@@ -23,6 +23,7 @@ from titan_smf.analysis.measures import NOWHERE, auc, core_set, places
 from titan_smf.config.sections import Stream
 from titan_smf.data.tokenizer import Tokenizer, load_tokenizer
 from titan_smf.errors import ConfigError
+from titan_smf.storage import read_lines
 from titan_smf.streams.records import Fact, open_stream
 
 WORLD = "synthetic:world?facts=300&new_facts=5"
@@ -94,7 +95,7 @@ def write_facts(path: Path) -> None:
         dataclasses.asdict(fact) | {"statements": fact.texts[:number]}
         for fact, number in zip(open_stream(WORLD, "facts"), (3, 12, 1, 8, 5), strict=True)
     ]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_lines(path, rows)
 
 
 def plain_analysis(folder: str, name: str) -> dict[str, Any]:
@@ -223,8 +224,7 @@ def test_measures_equal_plain_sets(folder: Path, name: str) -> None:
 
 def test_the_selected_slots_are_those_of_the_sparse_step(folder: Path) -> None:
     """With one memory layer learning changes no address, so every step can be compared."""
-    lines = (folder / "learned/selections.jsonl").read_text().splitlines()
-    steps = list(map(json.loads, lines))
+    steps = read_lines(folder / "learned/selections.jsonl")
     plain = json.loads((folder / "plain one layer.json").read_text())
     assert [step["slots"] for step in steps] == plain["selected"]
     records = analysis_of(folder / "1", "one layer")["records"]

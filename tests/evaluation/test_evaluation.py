@@ -11,6 +11,7 @@ import pytest
 
 from tests.support.launch import run_on_ranks
 from tests.support.training_runs import CONFIG, EXACT, HSDP, ROOT, arguments, metrics
+from titan_smf.storage import read_lines
 
 WORLD = "synthetic:world?facts=300&new_facts=40"
 HELLASWAG = [
@@ -42,7 +43,7 @@ def sets(folder: Path) -> str:
 
 
 def results(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]
+    return read_lines(folder / "results.jsonl")
 
 
 def numbers(folder: Path) -> dict[tuple[str, int], dict[str, list[float]]]:
@@ -167,13 +168,13 @@ def test_results_are_in_metrics_and_predictions_can_be_read(runs: Path) -> None:
     assert metrics(folder, "evaluation/known/f1") == [
         lines[step]["metrics"]["f1"]["mean"] for step in (0, 1, 2)
     ]
-    predictions = [json.loads(each) for each in (folder / "predictions/known.jsonl").open()]
+    predictions = read_lines(folder / "predictions/known.jsonl")
     assert len(predictions) == 17
     f1 = [prediction["f1"] for prediction in predictions]
     assert line["metrics"]["f1"]["mean"] == pytest.approx(sum(f1) / 17, abs=1e-4)
     fields = ["id", "question", "prediction", "answers", "f1", "exact_match"]
     assert list(predictions[0]) == fields
-    right = [json.loads(each)["right"] for each in (folder / "predictions/choices.jsonl").open()]
+    right = [each["right"] for each in read_lines(folder / "predictions/choices.jsonl")]
     accuracy = numbers(folder)["choices", 2]["accuracy"][0]
     assert accuracy == pytest.approx(sum(right) / len(HELLASWAG))
 
@@ -190,8 +191,7 @@ def test_a_run_stopped_in_an_evaluation_goes_on_with_it(tmp_path: Path) -> None:
     assert before == [("first", 0), ("second", 0), ("first", 1)]
     run_on_ranks(train, 1, str(tmp_path), {"run": settings})
     assert sorted(numbers(folder)) == [(s, n) for s in ("first", "second") for n in (0, 1, 2)]
-    steps = [json.loads(line)["step"] for line in (folder / "metrics.jsonl").open()]
-    assert sorted(set(steps)) == [0, 1, 2]
+    assert {line["step"] for line in read_lines(folder / "metrics.jsonl")} == {0, 1, 2}
 
 
 def stopped(rank: int, ranks: int, argv: list[str]) -> int:

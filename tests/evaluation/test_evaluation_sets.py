@@ -14,6 +14,7 @@ from titan_smf.evaluation.results import ResultsFile
 from titan_smf.evaluation.sets import open_sets
 from titan_smf.evaluation.tasks import AnswerTask, ChoiceTask, QuestionTask, Task, TokenTask
 from titan_smf.evaluation.templates import load_template
+from titan_smf.storage import read_lines
 
 NQ = {"question": "who wrote it", "answer": ["Bobby Scott", "Bob Russell"]}
 GSM8K = {"question": "2 and 3?", "answer": "2+3=<<2+3=5>>5\n#### 5"}
@@ -194,7 +195,7 @@ def test_a_run_that_goes_on_keeps_the_results_up_to_its_step(tmp_path: Path) -> 
         file.add(result | {"metrics": {"f1": {"mean": mean}}}, [{"f1": mean}])
 
     def kept() -> list[tuple[int, float, str | None]]:
-        lines = map(json.loads, file.path.read_text().splitlines())
+        lines = read_lines(file.path)
         return [(line["step"], line["metrics"]["f1"]["mean"], line["checkpoint"]) for line in lines]
 
     file = ResultsFile(tmp_path)

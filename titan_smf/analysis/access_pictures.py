@@ -1,7 +1,11 @@
-"""Pictures of an analysis, as PNGs; matplotlib is imported when the first is drawn (0.3 s)."""
+"""Pictures of an analysis, as PNGs."""
 
 import io
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+from matplotlib.ticker import MaxNLocator
 
 from titan_smf.analysis.access_report import (
     CORE,
@@ -12,9 +16,6 @@ from titan_smf.analysis.access_report import (
     selected_slots,
 )
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
 COLOURS = {"tfidf": "#1f6fd6", "kl": "#129a8a", "tf": "#e07b00", "random": "#8a8f96", "all": "#333"}
 LONGEST_SHOWN = 40
 """Tokens of a text in the picture along the sequence."""
@@ -22,8 +23,6 @@ LONGEST_SHOWN = 40
 
 def draw_all(analysis: dict[str, Any]) -> dict[str, bytes]:
     """Draw every picture; returns PNGs by name."""
-    from matplotlib.figure import Figure
-
     pictures = {}
     for name, draw in (
         ("access_coverage", _draw_coverage),
@@ -40,7 +39,7 @@ def draw_all(analysis: dict[str, Any]) -> dict[str, bytes]:
     return pictures
 
 
-def _draw_coverage(figure: "Figure", analysis: dict[str, Any]) -> None:
+def _draw_coverage(figure: Figure, analysis: dict[str, Any]) -> None:
     """Draw a panel for each measure, over the number of selected slots."""
     figure.set_size_inches(13, 4.2)
     sizes, summary = analysis["sizes"], analysis["summary"]
@@ -73,10 +72,8 @@ def _draw_coverage(figure: "Figure", analysis: dict[str, Any]) -> None:
     figure.legend(handles, labels, loc="outside right upper", frameon=False)
 
 
-def _draw_core(figure: "Figure", analysis: dict[str, Any]) -> None:
+def _draw_core(figure: Figure, analysis: dict[str, Any]) -> None:
     """Draw a histogram of the core sets' sizes."""
-    from matplotlib.ticker import MaxNLocator
-
     figure.set_size_inches(9, 3.4)
     sizes = [record["core"] for record in analysis["records"]]
     median = analysis["summary"]["core_quantiles"]["50%"]
@@ -91,10 +88,8 @@ def _draw_core(figure: "Figure", analysis: dict[str, Any]) -> None:
     axes.legend(frameon=False)
 
 
-def _draw_sequences(figure: "Figure", analysis: dict[str, Any]) -> None:
+def _draw_sequences(figure: Figure, analysis: dict[str, Any]) -> None:
     """Draw the reads of each token of two questions and a text of each."""
-    from matplotlib.patches import Patch
-
     shown = [
         (f"{example['id']}: {what}", text[:LONGEST_SHOWN])
         for example in analysis["examples"][:2]
