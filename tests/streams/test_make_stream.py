@@ -46,7 +46,7 @@ It stands on the U.S. side, e.g. near the pier. It burns oil... and its lamp tur
 def questions(tmp_path: Path) -> str:
     path = tmp_path / "questions.jsonl"
     rows = [{"question": f"who wrote book {n}", "answer": [f"Anna {n}", "A."]} for n in range(400)]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_lines(str(path), rows)
     return str(path)
 
 
@@ -129,16 +129,13 @@ def test_chunks_lose_nothing_and_have_about_the_length_asked_for() -> None:
         assert "".join(chunks) == (text if text.strip() else "")
         lengths = [len(chunk.split()) for chunk in chunks]
         # whole sentences of up to twice the length, and a short last chunk added to another
-        assert all(length <= 2.5 * num_words for length in lengths)
-        assert all(length > 0 for length in lengths)
+        assert all(0 < length <= 2.5 * num_words for length in lengths)
         ends = set(itertools.accumulate(map(len, split_sentences(text))))
         cuts = itertools.accumulate(map(len, chunks))
         longest = max(len(sentence.split()) for sentence in split_sentences(text))
         assert longest > 2 * num_words or set(cuts) <= ends
-    lengths = [
-        len(chunk.split()) for chunk in split_chunks("Five words in a sentence. " * 1000, 50)
-    ]
-    assert lengths == [50] * 100
+    even = split_chunks("Five words in a sentence. " * 1000, 50)
+    assert [len(chunk.split()) for chunk in even] == [50] * 100
     assert split_chunks("", 10) == split_chunks(" \n", 10) == []
 
 

@@ -8,7 +8,6 @@
 txt and jsonl may be compressed (.gz, .zst). Paths may be globs, folders and fsspec URLs.
 """
 
-import io
 import itertools
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -194,8 +193,7 @@ def _open_piece(piece: Piece, options: TextOptions) -> tuple[NumberedRows, Calla
 
 
 def _lines(piece: Piece) -> Iterator[bytes]:
-    with storage.open_binary(piece.path, kind_of(piece.path)[1]) as opened:
-        file = io.BufferedReader(opened)  # type: ignore[type-var]
+    with storage.open_binary(piece.path, kind_of(piece.path)[1]) as file:
         if piece.start:  # compressed files are read from the start and may not be able to seek
             file.seek(piece.start)
         position = piece.start
