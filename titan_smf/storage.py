@@ -92,12 +92,13 @@ def missing(url: str, hint: str = "") -> DataError:
 
 @contextmanager
 def open_binary(url: str, compression: str | None = None) -> Iterator[BinaryIO]:
-    """Open `url` for reading."""
+    """Open `url` for reading; a failure to open or read it is a DataError that names it."""
     with (
         _file(url, "read") as (filesystem, path),
         filesystem.open(path, "rb", compression=compression) as file,
     ):
-        yield io.BufferedReader(file) if compression else file  # zstd's files have no lines
+        # Remote files read a whole block for each line, zstd's have no lines: both need it.
+        yield io.BufferedReader(file)
 
 
 def read_bytes(url: str) -> bytes:
@@ -179,7 +180,9 @@ def write_json(path: Path, value: Any) -> None:
 def drop_lines_after(path: Path, step: int) -> None:
     """Leave only the lines up to a step in a file with one JSON object a step; make the file."""
     kept = [json.dumps(line) + "\n" for line in read_lines(path) if line["step"] <= step]
-    write_bytes(str(path), "".join(kept).encode())
+    shortened = path.with_name(f"{path.name}.kept")
+    shortened.write_text("".join(kept))
+    shortened.replace(path)
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

@@ -173,6 +173,20 @@ def test_output_may_be_a_url(tmp_path: Path, tokenizer: Tokenizer) -> None:
     assert TokenShards(url, cache_dir=tmp_path / "cache").digest == TokenShards(local).digest
 
 
+def test_lines_rejected_before_count_when_a_preparation_goes_on(
+    tmp_path: Path, tokenizer: Tokenizer
+) -> None:
+    path = tmp_path / "t.jsonl"
+    path.write_bytes(b'{"text": "a"}\n[1]\n{"text": "b"}\n')
+    prepare([str(path)], str(tmp_path / "out"), tokenizer, PrepareOptions(on_bad_line="skip"))
+    for stricter, message in (
+        (PrepareOptions(), "t.jsonl:2: is"),
+        (PrepareOptions(on_bad_line="skip", max_bad_lines=0), "1 lines were rejected"),
+    ):
+        with pytest.raises(DataError, match=message):
+            prepare([str(path)], str(tmp_path / "out"), tokenizer, stricter)
+
+
 BAD_LINES: list[tuple[bytes, str]] = [
     (b'{"text": "torn', "is not JSON: "),
     (b"[1, 2]", "is [1, 2], not an object"),

@@ -61,7 +61,8 @@ def exit_code(command: Command, argv: Sequence[str]) -> int:
         print(f"error: {error}", file=sys.stderr, flush=True)
         return EXIT_USER_ERROR
     except KeyboardInterrupt:
-        print("interrupted; run again to resume", file=sys.stderr)
+        if os.environ.get("RANK", "0") == "0":  # of several ranks one says so
+            print("interrupted; run again to resume", file=sys.stderr)
         return EXIT_INTERRUPTED
     except BrokenPipeError:  # whoever read the output, such as `head`, has ended
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at exit

@@ -74,6 +74,7 @@ def prepare(
         records = {number: record for number, record in found.items() if record}
         todo = {number: pieces for number, pieces in enumerate(parts) if number not in records}
         total = sum(records.values(), Counts())
+        total.check_rejected(options)  # of what was prepared before, perhaps with other settings
         work = partial(prepare_part, output, tokenizer, options)
         for number, counts in _reporting(_run(output, work, todo, workers), todo, report):
             total += counts

@@ -122,7 +122,7 @@ def jsonl_rows(lines: Iterable[bytes]) -> NumberedRows:
 
 def _csv_rows(file: BinaryIO) -> NumberedRows:
     """Yield the rows of a table as texts; ends at the first unusable one."""
-    text = io.TextIOWrapper(io.BufferedReader(file), "utf-8-sig", newline="")  # type: ignore[type-var]
+    text = io.TextIOWrapper(file, "utf-8-sig", newline="")
     reader = csv.DictReader(text, strict=True)
     while True:
         number = max(reader.line_num, 1) + 1  # the header is line 1
@@ -139,6 +139,7 @@ def _csv_rows(file: BinaryIO) -> NumberedRows:
         if None in values or None in values.values():
             names = ", ".join(reader.fieldnames or [])
             yield number, RowError(f"has more or fewer values than the header, {names}")
+            return
         yield number, values
 
 

@@ -62,7 +62,7 @@ class OwnedSlots:
         return accesses + (table * self.num_slots + self.start)
 
     def ids_by_layer(self, accesses: Sequence[Tensor]) -> list[Tensor]:
-        """Return the same of the accesses of each memory layer, which may share a table."""
+        """Return the slot ids of the accesses of each memory layer, which may share a table."""
         return [self.ids(rows, layer % self.num_tables) for layer, rows in enumerate(accesses)]
 
     def positions(self, ids: Tensor) -> Tensor:

@@ -100,6 +100,7 @@ class SelectionRule:
         here = background.owned.positions(touched.ids)
         if self.ranking == "tfidf":
             return tfidf(touched.counts, total, background.df[here], background.documents)
+        assert self.ranking == "kl", "all rankings"
         return kl(touched.counts, total, background.counts[here], background.accesses)
 
 

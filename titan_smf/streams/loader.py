@@ -173,4 +173,5 @@ def _tokenize(
             seq_len,
             max(lengths),
         )
-    return [[tokens[: seq_len + 1] for tokens in texts] for texts in encoded]
+    # Copies: a view would keep the end that is lost in memory.
+    return [[tokens[: seq_len + 1].copy() for tokens in texts] for texts in encoded]
