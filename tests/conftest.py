@@ -25,9 +25,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     if config.option.markexpr != "gpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
-    if config.option.fast:
-        subprocess.Popen.__init__ = _refuse  # type: ignore[method-assign]
-        BaseProcess.start = _refuse  # type: ignore[method-assign]
 
 
 def _refuse(*args: Any, **kwargs: Any) -> NoReturn:
@@ -41,6 +38,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             if starts_processes([item.function, *(each.func for each in fixtures)]):
                 item.add_marker("launches")
     if config.option.fast:
+        subprocess.Popen.__init__ = _refuse  # type: ignore[method-assign]
+        BaseProcess.start = _refuse  # type: ignore[method-assign]
         launching = [item for item in items if item.get_closest_marker("launches")]
         items[:] = [item for item in items if item not in launching]
         config.hook.pytest_deselected(items=launching)

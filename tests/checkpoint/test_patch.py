@@ -1,19 +1,13 @@
 """A patch turns its base into the finetuned weights and back, bit for bit, and nothing else."""
 
 import dataclasses
-import json
-import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import safetensors
 import torch
-from torch import Tensor
 
 from tests.support.launch import run_on_ranks
 from tests.support.patch_runs import (
@@ -23,10 +17,9 @@ from tests.support.patch_runs import (
     Model,
     N,
     V,
-    bits,
     bits_of,
     checkpointer,
-    make_runs,
+    weights,
 )
 from titan_smf.checkpoint import fingerprint
 from titan_smf.checkpoint.fingerprint import model_fingerprint, tensor_id
@@ -35,23 +28,7 @@ from titan_smf.checkpoint.patch_checkpoints import apply_patches, export_patch, 
 from titan_smf.checkpoint.patch_file import load_patch, save_patch
 from titan_smf.checkpoint.patch_model import apply_to_model, patch_of_model
 from titan_smf.checkpoint.stored_weights import Rows, StoredWeights
-from titan_smf.commands.patch import main
 from titan_smf.errors import CheckpointError, PatchError
-from titan_smf.progress import ProgressTimer
-
-TOOL = Path(__file__).parents[2] / "tools/patch.py"
-
-
-@pytest.fixture(scope="module")
-def saved(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Made]:
-    """The folder RANKS/DTYPE/RUN of checkpoints, and what running models were."""
-    folder = tmp_path_factory.mktemp("saved")
-    made = {}
-    for ranks in RANKS:
-        results = run_on_ranks(make_runs, ranks, str(folder))
-        assert all(result == results[0] for result in results), "every rank says the same"
-        made[ranks] = results[0]
-    return folder, made
 
 
 def quiet(line: str) -> None: ...
@@ -59,24 +36,6 @@ def quiet(line: str) -> None: ...
 
 def export(folder: Path, base: str, run: str) -> Patch:
     return export_patch(folder / base, folder / run, "", quiet)
-
-
-def weights(path: Path) -> dict[str, bytes]:
-    """All weights of a checkpoint by themselves, by a one-rank reader that knows only files."""
-    found: dict[str, list[tuple[list[int], Tensor]]] = {}
-    for file in path.glob("*.safetensors"):
-        with safetensors.safe_open(file, "pt") as stored:
-            places = json.loads(stored.metadata()["DCP_SHARDING_INFO"])
-            for name in stored.keys():  # noqa: SIM118
-                assert name.startswith("model."), "nothing but weights"
-                place = places[name]["saved_offsets"]
-                found.setdefault(name[6:], []).append((place, stored.get_tensor(name)))
-    whole = {}
-    for name, parts in found.items():
-        parts.sort(key=lambda part: part[0])
-        dim = 1 if any(any(place[1:]) for place, _ in parts) else 0
-        whole[name] = bits(torch.cat([part for _, part in parts], dim))
-    return whole
 
 
 def with_wrong_old_rows(patch: Patch) -> Patch:
@@ -338,49 +297,6 @@ def test_a_file_that_is_torn_or_changed_is_no_patch(
         load_patch(str(tmp_path / "pach.safetensors"))
 
 
-def test_the_tool_makes_applies_reverts_shows_and_merges(
-    saved: tuple[Path, Made], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    folder, made = tmp_path / "runs", saved[1][1]
-    shutil.copytree(saved[0] / "2/float32", folder)
-    (folder / "first/config.toml").write_text('[stream]\npath = "facts.jsonl"\n')
-    one, two = tmp_path / "one.safetensors", tmp_path / "two.safetensors"
-    merged = tmp_path / "merged.safetensors"
-    outputs = [tmp_path / "applied", tmp_path / "reverted"]
-    for arguments in (
-        ("export", folder / "base", folder / "first", "--output", one),
-        ("export", folder / "first", folder / "second", "--output", two, "--data", "more facts"),
-        ("apply", folder / "base", one, two, "--output", outputs[0]),
-        ("revert", folder / "second", one, two, "--output", outputs[1]),
-        ("merge", one, two, "--output", merged),
-    ):
-        main(list(map(str, arguments)))
-        assert capsys.readouterr().err == ""
-    assert weights(outputs[0]) == made["float32/second"][1]
-    assert weights(outputs[1]) == made["float32/base"][1]
-    main(["show", str(merged)])
-    shown = capsys.readouterr().out.splitlines()
-    assert shown[0].split()[:2] == ["patch", f"{merged},"]
-    assert shown[1].split() == ["rows", "5", "of", "98", "(5.102%)"]
-    assert shown[-4].endswith("5 training steps on facts.jsonl")
-    assert shown[-2].endswith("5 training steps on more facts")
-    assert shown[-1].endswith(made["float32/first"][0])
-    assert len({line.index(line.split("  ")[-1].strip()) for line in shown}) == 1, "aligned"
-    with pytest.raises(SystemExit, match="2"):
-        main(["merge", str(one)])  # without --output
-    # As users start it.
-    command = [sys.executable, str(TOOL), "apply", str(folder / "first"), str(one)]
-    command += ["--output", str(tmp_path / "no")]
-    failed = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert failed.returncode == 2
-    assert failed.stderr.startswith("error: ")
-    assert failed.stderr.count("\n") == 1
-    light = "import sys, runpy; sys.argv = ['patch.py', 'apply', '--help']\n"
-    light += f"try: runpy.run_path({str(TOOL)!r}, run_name='__main__')\n"
-    light += "finally: assert 'torch' not in sys.modules"
-    assert subprocess.run([sys.executable, "-c", light], check=False).returncode == 0
-
-
 def test_rows_change_in_a_tensor_that_is_split_by_columns_too(
     saved: tuple[Path, Made], tmp_path: Path
 ) -> None:
@@ -395,14 +311,3 @@ def test_rows_change_in_a_tensor_that_is_split_by_columns_too(
         numbers = np.arange(tensor.shape[0])
         expected = whole if name in changes else stored.tensors[name].rows(numbers)
         assert (tensor.rows(numbers) == expected).all(), name
-
-
-def test_the_tool_reports_progress(
-    saved: tuple[Path, Made], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(ProgressTimer, "due", lambda timer: True)
-    lines: list[str] = []
-    runs = saved[0] / "1/float32"
-    export_patch(runs / "base", runs / "first", "", lines.append)
-    assert lines[0] == "comparing: 0 of 0 MiB"
-    assert "step-5: fingerprint: 0 of 0 MiB" in lines[-1]

@@ -1,11 +1,13 @@
 """Small runs of a model with value tables, saved by several ranks: for the tests of patches."""
 
+import json
 from pathlib import Path
 from typing import Any
 
+import safetensors
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 
@@ -142,3 +144,21 @@ def make_runs(rank: int, ranks: int, folder: str) -> dict[str, tuple[str, dict[s
 
 
 Made = dict[int, dict[str, tuple[str, dict[str, bytes]]]]
+
+
+def weights(path: Path) -> dict[str, bytes]:
+    """All weights of a checkpoint by themselves, by a one-rank reader that knows only files."""
+    found: dict[str, list[tuple[list[int], Tensor]]] = {}
+    for file in path.glob("*.safetensors"):
+        with safetensors.safe_open(file, "pt") as stored:
+            places = json.loads(stored.metadata()["DCP_SHARDING_INFO"])
+            for name in stored.keys():  # noqa: SIM118
+                assert name.startswith("model."), "nothing but weights"
+                place = places[name]["saved_offsets"]
+                found.setdefault(name[6:], []).append((place, stored.get_tensor(name)))
+    whole = {}
+    for name, parts in found.items():
+        parts.sort(key=lambda part: part[0])
+        dim = 1 if any(any(place[1:]) for place, _ in parts) else 0
+        whole[name] = bits(torch.cat([part for _, part in parts], dim))
+    return whole
