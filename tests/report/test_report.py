@@ -112,6 +112,14 @@ def test_targets_are_compared_apart(root: Path, tmp_path: Path) -> None:
     assert len(list((tmp_path / "report").glob("known-facts-against-learning*.png"))) == 2
 
 
+def test_torn_selections_are_named(root: Path) -> None:
+    run = write_run(root / "a", SPARSE, 1.0, 0, scores(0.7, 0.7))
+    write_lines(run / "selections.jsonl", [{"step": 1, "slots": ["one"]}])
+    text = report(root)
+    assert "Slot usage" not in text
+    assert f"{run}/selections.jsonl: not used" in notes(text)
+
+
 def test_slot_usage_by_hand(root: Path, tmp_path: Path) -> None:
     selections = Selections([torch.tensor(ids).numpy() for ids in ([1, 2], [2, 3], [4, 2])])
     assert selections.overlap_of_neighbours == 0.5
@@ -128,7 +136,6 @@ def test_slot_usage_by_hand(root: Path, tmp_path: Path) -> None:
         ("with df", "idf", 2),
         ("df gone", "gone", 2),
         ("df of others", "idf", 9),
-        ("torn", "idf", "one"),
     ):
         idf_path = f"{name}.safetensors"
         run = write_run(root / method, method, 1.0, 0, scores(0.7, 0.7), idf_path=idf_path)
@@ -137,7 +144,6 @@ def test_slot_usage_by_hand(root: Path, tmp_path: Path) -> None:
     text = report(root)
     rows = table(text, "Slot usage")
     assert rows.keys() == {"with df", "df gone", "df of others"}
-    assert f"{root}/torn/selections.jsonl: not used" in notes(text)
     assert list(rows["with df"].values())[1:7] == ["3", "2", "4", "75.0%", "50.0%", "50.0%"]
     # Selected df, of 10: 0 0 0 1 5 10
     assert rows["with df"]["df, 50% of selections below"] == "5.0%"
