@@ -180,6 +180,7 @@ def write_json(path: Path, value: Any) -> None:
 def drop_lines_after(path: Path, step: int) -> None:
     """Leave only the lines up to a step in a file with one JSON object a step; make the file."""
     kept = [json.dumps(line) + "\n" for line in read_lines(path) if line["step"] <= step]
+    # Not by `write_bytes`: a plain path such as `~/run` would mean another file to fsspec.
     shortened = path.with_name(f"{path.name}.kept")
     shortened.write_text("".join(kept))
     shortened.replace(path)
