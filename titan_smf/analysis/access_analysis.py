@@ -49,6 +49,7 @@ from titan_smf.analysis.measures import (
 )
 from titan_smf.evaluation.templates import load_template
 from titan_smf.model.llama import SlotLookup
+from titan_smf.runtime import is_first_rank
 from titan_smf.sparse.accesses import OwnedSlots, touched_slots
 from titan_smf.sparse.ranking import Ranking, SelectionRule, select
 from titan_smf.streams.records import Document, Fact, Record, open_stream
@@ -65,7 +66,7 @@ def analyse_accesses(trainer: Trainer) -> bool:
     """Analyse what the trainer's configuration names and write the files; True. Collective."""
     path = trainer.load_weights(trainer.job_config.checkpoint.initial_load_path or "")
     analysis = AccessAnalysis(trainer).run(str(path))
-    if dist.get_rank() == 0:
+    if is_first_rank():
         write_analysis(analysis, trainer.folder)
     dist.barrier()
     return True

@@ -11,7 +11,7 @@ from titan_smf.checkpoint.fingerprint import model_fingerprint
 from titan_smf.checkpoint.patch import LineageStep, Patch, check_base, check_old_rows, make_patch
 from titan_smf.errors import PatchError
 from titan_smf.model.value_table import ValueTable
-from titan_smf.runtime import from_all_ranks
+from titan_smf.runtime import from_all_ranks, is_first_rank
 
 
 @torch.no_grad()
@@ -75,7 +75,7 @@ def patch_of_model(
         new = values[rows.to(values.device) - table.row_range[0]]
         of_table = (rows + index * num_slots, old.to(values.dtype), new)
         parts.append([_on_first_rank(tensor, table.group) for tensor in of_table])
-    if dist.is_initialized() and dist.get_rank() != 0:
+    if not is_first_rank():
         return None
     ids, old, new = map(torch.cat, zip(*parts, strict=True))
     del parts  # which are as large again

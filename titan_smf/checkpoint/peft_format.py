@@ -20,7 +20,6 @@ from pathlib import Path
 
 import safetensors
 import safetensors.torch
-import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
@@ -29,6 +28,7 @@ from titan_smf.checkpoint.fingerprint import model_fingerprint
 from titan_smf.config.sections import Lora
 from titan_smf.errors import CheckpointError
 from titan_smf.model.lora import LoraLlama, adapters
+from titan_smf.runtime import is_first_rank
 
 ADAPTER_FILE = "adapter_model.safetensors"
 CONFIG_FILE = "adapter_config.json"
@@ -73,14 +73,14 @@ def save_adapters(model: LoraLlama, lora: Lora, base: str | None, folder: Path) 
     heads = _rotary_heads(model.model_args.n_heads, model.model_args.n_kv_heads)
     for adapter in adapters(model):
         A, B = _whole(adapter.lora_A), _whole(adapter.lora_B)
-        if dist.get_rank() == 0:
+        if is_first_rank():
             block, name = _split_name(adapter.name)
             key = f"{_PREFIX}{block}.{_NAMES[name]}"
             tensors[f"{key}.lora_A.weight"] = A.cpu().contiguous()
             tensors[f"{key}.lora_B.weight"] = _to_halves(B.cpu(), heads.get(name, 0)).contiguous()
             names.add(_NAMES[name].partition(".")[2])
     fingerprint = model_fingerprint(model)
-    if dist.get_rank() != 0:
+    if not is_first_rank():
         return
     config = {
         "peft_type": "LORA",

@@ -17,7 +17,7 @@ from titan_smf.config.job import JobConfig
 from titan_smf.data.loader import Batch
 from titan_smf.errors import ConfigError
 from titan_smf.progress import ProgressTimer, format_duration
-from titan_smf.runtime import on_any_rank
+from titan_smf.runtime import is_first_rank, on_any_rank
 from titan_smf.sparse.accesses import (
     OwnedSlots,
     slots_used_fraction,
@@ -165,7 +165,7 @@ class BackgroundCount:
     def _save(self, complete: bool) -> None:
         """Write the counts so far; the complete file replaces the partial one."""
         whole = self.frequency.gather(self.table.group)
-        if dist.get_rank() == 0:
+        if is_first_rank():
             assert whole is not None
             first, documents = self.settings.first_batch, self.frequency.documents
             metadata = dataclasses.replace(

@@ -19,13 +19,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from titan_smf.config.job import JobConfig
 from titan_smf.data.tokenizer import Tokenizer
 from titan_smf.model.llama import MemoryLlama, SlotLookup
 from titan_smf.model.value_table import SelectedRows, ValueTable
+from titan_smf.runtime import is_first_rank
 from titan_smf.sparse.accesses import OwnedSlots, all_reduce, sum_over_replicas, touched_slots
 from titan_smf.sparse.ranking import (
     Selection,
@@ -69,7 +69,7 @@ class SparseStep:
         self.loss_fn = loss_fn
         self.context = context
         self.log: Path | None = None
-        if config.selection.log and dist.get_rank() == 0:
+        if config.selection.log and is_first_rank():
             self.log = Path(config.job.dump_folder) / SELECTIONS_FILE
         self.owned = OwnedSlots.of(self.tables)
         ranking, top_t = config.selection.ranking, config.selection.top_t

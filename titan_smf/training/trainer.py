@@ -36,7 +36,7 @@ from titan_smf.evaluation.evaluator import Evaluator
 from titan_smf.model.args import MemoryLlamaArgs
 from titan_smf.model.llama import MemoryLlama, SlotLookup
 from titan_smf.model.lora import LoraLlama
-from titan_smf.runtime import EXIT_STOPPED, StopRequest
+from titan_smf.runtime import EXIT_STOPPED, StopRequest, is_first_rank
 from titan_smf.torchtitan_api import (
     IGNORE_INDEX,
     dist_utils,
@@ -159,7 +159,7 @@ class Trainer(torchtitan_train.Trainer):
         if self.sparse_step is not None:
             self.sparse_step.start(self.step, self.tokenizer)
         self.metrics_processor.start(self.job_config, self.step)
-        if dist.get_rank() == 0:
+        if is_first_rank():
             save_resolved(self.job_config, self.folder / "config.toml")
         self.evaluation.start(self.step)
 
